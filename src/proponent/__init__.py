@@ -1,0 +1,1 @@
+"""Which training data made this model behave as it does?"""

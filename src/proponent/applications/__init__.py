@@ -1,0 +1,1 @@
+"""Questions people ask of results: which rows are wrong, repeated, memorized, misleading."""

@@ -1,0 +1,1 @@
+"""Models with a convex objective: exact curvature, leave-one-out by Newton steps, certificates."""

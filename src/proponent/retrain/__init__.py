@@ -1,0 +1,1 @@
+"""Recipes and refits: how a model is trained on a subset."""
