@@ -1,0 +1,55 @@
+"""What the convex methods share: a fitted linear model, and queries in its terms."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proponent.convex.measurement import Measurement, measure
+from proponent.convex.model import LinearModel, linear_model
+from proponent.examples import Examples
+from proponent.retrain.recipe import SklearnRecipe
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries as the model sees them: features x (q, d), logits f (q, c) at the optimum, and what is measured."""
+
+    x: Any
+    f: Array
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class ConvexFit:
+    """A recipe's linear model, fitted to training examples.
+
+    Args:
+        recipe: how it was trained, and what is measured.
+        train: the training examples.
+        model: the fitted model and its exact optimum.
+        seconds: what fitting took.
+    """
+
+    recipe: SklearnRecipe
+    train: Examples
+    model: LinearModel
+    seconds: float
+
+    @classmethod
+    def of(cls, recipe: Any, train: Any) -> ConvexFit:
+        start = time.perf_counter()
+        recipe = recipe if isinstance(recipe, SklearnRecipe) else SklearnRecipe(recipe)
+        examples = Examples.of(train)
+        return cls(recipe, examples, linear_model(recipe.fit(examples), examples), time.perf_counter() - start)
+
+    def queries(self, query: Examples) -> Queries:
+        x = self.model.features(query.inputs)
+        f = np.asarray(x @ self.model.optimum.theta.T)
+        y = None if self.recipe.measurement == "prediction" else self.model.targets(query.labels)
+        return Queries(x, f, measure(self.recipe.measurement, self.model.problem.loss, y, f))

@@ -1,0 +1,277 @@
+"""Leave-one-out scores of linear models by Newton steps, with certificates; of any model by refitting."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from proponent.attribution import Attribution, Values
+from proponent.convex.groups import remove_groups
+from proponent.convex.removal import Neighbourhood, Removals, neighbourhood, remove_each, spread_norms
+from proponent.errors import InputError, ProponentWarning
+from proponent.examples import Examples
+from proponent.methods.convex_fit import ConvexFit, Queries
+from proponent.progress import track
+from proponent.retrain.maps import pmap
+from proponent.retrain.recipe import SklearnRecipe
+from proponent.store.matrix import MatrixStore, require_memory
+
+Array = np.ndarray[Any, np.dtype[Any]]
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What each training row does to each query: the measurement with it minus the measurement after removing it and refitting.
+
+    score[q, i] = m_q(θ̂) − m_q(θ̂₋ᵢ),  θ̂₋ᵢ ≈ θ̂ + (H − s_i ℓ''_i x_i x_iᵀ)⁻¹ s_i ℓ'_i x_i, then further Newton steps
+
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> recipe = SklearnRecipe(make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=1000)))
+    >>> scores = LeaveOneOut().fit(recipe, (X[:400], y[:400])).score((X[400:410], y[400:410]))
+    >>> scores.shape
+    (10, 400)
+    >>> bool((scores.dataset.lower <= scores.dataset.upper).all())
+    True
+
+    Args:
+        steps: 1: one Newton step (approximate leave-one-out, no bounds); 2: one more, with bounds `lower` and `upper`
+            that contain the score of the exact refit; "exact": Newton steps until the bounds are tight to 1e-9;
+            "refit": n refits by the estimator itself, for any estimator, without bounds.
+        tolerance: rows whose certified distance exceeds this share of their step get more steps (steps=2).
+        workers: processes for steps="refit".
+
+    Raises:
+        UnsupportedModel: the model is not a smooth convex problem (unless steps="refit").
+        NotConverged: its objective has no finite optimum.
+
+    Source: Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017; Rad & Maleki, A scalable
+    estimate of the out-of-sample prediction error via approximate leave-one-out, JRSS-B 2020; certificate: see
+    `proponent.convex.certificate`.
+    """
+
+    steps: Literal[1, 2, "exact", "refit"] = 2
+    tolerance: float = 1e-3
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps not in (1, 2, "exact", "refit"):
+            raise InputError(f"steps={self.steps!r}", "1, 2, 'exact' or 'refit'", "choose one of these")
+
+    def fit(self, recipe: Any, train: Any) -> FittedLeaveOneOut | FittedRefits:
+        """Fit the recipe once and prepare all removals.
+
+        Args:
+            recipe: a SklearnRecipe, or a scikit-learn estimator.
+            train: Examples, or (inputs, labels).
+        """
+        if self.steps == "refit":
+            recipe = recipe if isinstance(recipe, SklearnRecipe) else SklearnRecipe(recipe)
+            return FittedRefits(self, recipe, Examples.of(train))
+        fit = ConvexFit.of(recipe, train)
+        return FittedLeaveOneOut(self, fit, neighbourhood(fit.model.optimum))
+
+
+@dataclass(frozen=True)
+class FittedLeaveOneOut:
+    """Leave-one-out around a fitted linear model."""
+
+    spec: LeaveOneOut
+    fit: ConvexFit
+    home: Neighbourhood
+
+    def score(self, query: Any, *, rows: Sequence[Any] | None = None, out: str | Path | None = None) -> Attribution:
+        """Scores of training rows for queries, with bounds where the method has them.
+
+        Args:
+            query: Examples, or (inputs, labels).
+            rows: ids of the training rows to score; all of them by default.
+            out: a zarr path to stream to; a killed run started again goes on where it stopped.
+
+        Raises:
+            InputError: the result is too large for memory and `out` is not given.
+        """
+        start = time.perf_counter()
+        queries = Examples.of(query)
+        train = self.fit.train if rows is None else self.fit.train.take(self.fit.train.positions(list(rows)))
+        at = self.fit.train.positions(train.ids)
+        measured = self.fit.queries(queries)
+        names = ("score",) if self.spec.steps == 1 else ("score", "lower", "upper")
+        if out is not None:
+            store = MatrixStore.open(
+                out, queries, train, variables=names, block=BLOCK, method="LeaveOneOut", settings=self._settings()
+            )
+            for b in track(store.missing(), "leave-one-out"):
+                part = list(self._blocks(measured, at[b * BLOCK : (b + 1) * BLOCK]))
+                store.write(b, {name: np.hstack([p[name] for p in part]) for name in names})
+            return Attribution.load(out)
+        require_memory(len(queries), len(train), len(names))
+        result = {name: np.empty((len(queries), len(at))) for name in names}
+        done = 0
+        for part_ in track(self._blocks(measured, at), "leave-one-out"):
+            width = part_["score"].shape[1]
+            for name in names:
+                result[name][:, done : done + width] = part_[name]
+            done += width
+        self._warn_unknown(train, result["score"])
+        seconds = round(self.fit.seconds + time.perf_counter() - start, 3)
+        return Attribution.of(
+            result.pop("score"),
+            query=queries,
+            train=train,
+            method="LeaveOneOut",
+            variables=result,
+            attributes={"settings": self._settings(), "seconds": seconds},
+        )
+
+    def self_influence(self, rows: Sequence[Any] | None = None) -> Values:
+        """What each row does to its own measurement: m_i(θ̂) − m_i(θ̂₋ᵢ), the memorization of a linear model."""
+        train = self.fit.train if rows is None else self.fit.train.take(self.fit.train.positions(list(rows)))
+        at = self.fit.train.positions(train.ids)
+        own = self.fit.queries(train)
+        without = self._own_logits(at)
+        value = own.measurement.value(own.f[:, :, None]) - own.measurement.value(without[:, :, None])
+        return Values.of(
+            value[:, 0], train=train, method="LeaveOneOut, self-influence", attributes={"settings": self._settings()}
+        )
+
+    def values(self, query: Any) -> Values:
+        """Each row's mean score over the queries, without holding the matrix."""
+        queries = Examples.of(query)
+        measured = self.fit.queries(queries)
+        at = np.arange(len(self.fit.train))
+        parts = [{k: v.mean(axis=0) for k, v in part.items()} for part in track(self._blocks(measured, at), "values")]
+        named = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        return Values.of(
+            named.pop("score"),
+            train=self.fit.train,
+            method="LeaveOneOut, mean over queries",
+            variables=named,
+            attributes={"settings": self._settings()},
+        )
+
+    def out_of_sample_logits(self) -> Array:
+        """(n, c) each training row's logits by the model refitted without it."""
+        return self._own_logits(np.arange(len(self.fit.train)))
+
+    def score_groups(self, query: Any, groups: Sequence[Any] | Array | None = None) -> Attribution:
+        """Scores of whole groups removed at once (Newton step of the group, by Woodbury, and a second step with bounds).
+
+        Args:
+            query: Examples, or (inputs, labels).
+            groups: (n,) the group of each training row; by default the training examples' own.
+        """
+        queries = Examples.of(query)
+        member = self.fit.train.groups if groups is None else np.asarray(groups)
+        if member is None or len(member) != len(self.fit.train):
+            raise InputError("no groups, or not one per training row", f"{len(self.fit.train)} groups", "pass groups=")
+        names, code = np.unique(member, return_inverse=True)
+        measured = self.fit.queries(queries)
+        removed = remove_groups(self.home, [np.flatnonzero(code == g) for g in range(len(names))])
+        part = self._measure(measured, removed)
+        score = part.pop("score")
+        return Attribution.of(
+            score,
+            query=queries,
+            train=names,
+            method="LeaveOneOut, groups",
+            variables=part,
+            attributes={"settings": self._settings()},
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {**asdict(self.spec), "measurement": self.fit.recipe.measurement}
+
+    def _removals(self, at: Array) -> Iterator[Removals]:
+        steps, tolerance = (4, 1e-9) if self.spec.steps == "exact" else (int(self.spec.steps), self.spec.tolerance)
+        return remove_each(self.home, at, steps=steps, tolerance=tolerance)
+
+    def _blocks(self, measured: Queries, at: Array) -> Iterator[dict[str, Array]]:
+        # The same blocks in memory and on disk, so that both give the same bits.
+        for b in range(0, len(at), BLOCK):
+            for removed in self._removals(at[b : b + BLOCK]):
+                part = self._measure(measured, removed)
+                yield {"score": part["score"]} if self.spec.steps == 1 else part
+
+    def _measure(self, measured: Queries, removed: Removals) -> dict[str, Array]:
+        problem, m = self.home.problem, measured.measurement
+        full = m.value(measured.f[:, :, None])
+        f = problem.logits_of_columns(removed.delta, measured.x)
+        f += measured.f[:, :, None]
+        part = {"score": full - m.value(f)}
+        if not np.isinf(removed.distance).all():
+            reach = spread_norms(self.home.factor, problem, measured.x, against=m.against)
+            with np.errstate(invalid="ignore", over="ignore"):
+                width = reach[:, :, None] * np.nan_to_num(removed.distance * removed.stretch, nan=np.inf)
+                least, most = m.range(f, width)
+            part |= {"lower": np.nan_to_num(full - most, nan=-np.inf), "upper": np.nan_to_num(full - least, nan=np.inf)}
+        else:
+            part |= {"lower": np.full_like(part["score"], -np.inf), "upper": np.full_like(part["score"], np.inf)}
+        return part
+
+    def _own_logits(self, at: Array) -> Array:
+        problem, optimum = self.home.problem, self.home.optimum
+        out = np.empty((len(at), problem.outputs))
+        done = 0
+        for removed in self._removals(at):
+            rows = removed.rows
+            x = problem.x[rows]
+            dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
+            delta = removed.delta.reshape(problem.outputs, problem.features, len(rows))
+            out[done : done + len(rows)] = optimum.logits[rows] + np.einsum("bp,cpb->bc", dense, delta, optimize=True)
+            done += len(rows)
+        return out
+
+    def _warn_unknown(self, train: Examples, score: Array) -> None:
+        unknown = np.isnan(score).any(axis=0)
+        if unknown.any():
+            warnings.warn(
+                f"{int(unknown.sum())} rows (ids {train.ids[unknown][:5].tolist()}, …) have no score: without them a coefficient "
+                "is not determined. Regularise, or drop the column that only they have.",
+                ProponentWarning,
+                stacklevel=3,
+            )
+
+
+@dataclass(frozen=True)
+class FittedRefits:
+    """Leave-one-out by n refits of the estimator itself."""
+
+    spec: LeaveOneOut
+    recipe: SklearnRecipe
+    train: Examples
+
+    def score(self, query: Any, *, rows: Sequence[Any] | None = None) -> Attribution:
+        """Scores by refitting without each row; a refit that fails leaves NaN and a warning, never a zero."""
+        start = time.perf_counter()
+        queries = Examples.of(query)
+        train = self.train if rows is None else self.train.take(self.train.positions(list(rows)))
+        full = self.recipe.measure(self.recipe.fit(self.train, seed=0), queries)
+
+        def without(at: int) -> Array:
+            kept = np.delete(np.arange(len(self.train)), at)
+            try:
+                return full - self.recipe.measure(self.recipe.fit(self.train.take(kept), seed=0), queries)
+            except ValueError:
+                return np.full(len(full), np.nan)
+
+        columns = list(pmap(without, [int(i) for i in self.train.positions(train.ids)], "refits", self.spec.workers))
+        score = np.stack(columns, axis=1)
+        failed = np.isnan(score).all(axis=0)
+        if failed.any():
+            warnings.warn(f"{int(failed.sum())} refits failed; their scores are NaN.", ProponentWarning, stacklevel=2)
+        attributes = {
+            "settings": {**asdict(self.spec), "measurement": self.recipe.measurement},
+            "seconds": time.perf_counter() - start,
+        }
+        return Attribution.of(score, query=queries, train=train, method="LeaveOneOut, refits", attributes=attributes)
