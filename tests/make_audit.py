@@ -106,12 +106,12 @@ def texts(seed: int = 0) -> Audit:
     labels = rng.choice(["positive", "negative", "mixed"], 400)
 
     def describe(at: int) -> Description:
-        own = np.random.default_rng(at)
+        own = np.random.default_rng(at % 400)
         one = " ".join(
             f"{own.choice(start)} {own.choice(middle)}. {own.choice(end)}" for _ in range(int(own.integers(1, 9)))
         )
-        text = one if at % 17 else one + " " + "wort" * 90 + "\n\n" + one * 30
-        return Description("text", {"source": f"shop-{at % 7}", "label": str(labels[at % 400])}, text=text)
+        text = one if at % 400 % 17 else one + " " + "wort" * 90 + "\n\n" + one * 30
+        return Description("text", {"source": f"shop-{at % 400 % 7}", "label": str(labels[at % 400])}, text=text)
 
     return _audit(rng, describe, labels, ("mixed", "negative", "positive"), "reviews.parquet", "sentiment", 48_000)
 
@@ -122,8 +122,8 @@ def images(seed: int = 0) -> Audit:
     digits = load_digits()
 
     def describe(at: int) -> Description:
-        pixels = np.clip(255 - digits.images[at % 1797] * 15.9, 0, 255).astype(np.uint8)
-        return Description("image", {"label": str(digits.target[at % 1797])}, image=pixels)
+        pixels = np.clip(255 - digits.images[at % 400] * 15.9, 0, 255).astype(np.uint8)
+        return Description("image", {"label": str(digits.target[at % 400])}, image=pixels)
 
     classes = tuple(str(c) for c in range(10))
     return _audit(rng, describe, digits.target[:400].astype(str), classes, "digits/", "digit", 1_257)
@@ -218,7 +218,7 @@ def _audit(
     task: Literal["classification", "regression"] = "classification",
 ) -> Audit:
     issues = _issues(rng, labels, classes, n)
-    named = pd.concat([issues["row"], issues["other"].dropna()]).unique()
+    named = pd.concat([issues.loc[issues["kind"] != "slice", "row"], issues["other"].dropna()]).unique()
     return Audit(
         title=title,
         command=f"proponent audit {title} --label {label} --group source --heldout 0.2 --seed 0 --out audits/{title.split('.')[0]}",
@@ -274,10 +274,17 @@ def _issues(rng: np.random.Generator, labels: Array, classes: tuple[str, ...], n
                     "suggested": SUGGESTED[kind].format(**said),
                     "probability": q if kind == "label_error" else np.nan,
                     "value": -p / 1e4 if kind in {"harmful", "label_error"} else np.nan,
+                    "value_lower": -p / 1e4 - 1e-6 if kind in {"harmful", "label_error"} else np.nan,
+                    "value_upper": -p / 1e4 + 1e-6 if kind in {"harmful", "label_error"} else np.nan,
                     "neighbours_with_label": "1 of 10" if kind == "label_error" else None,
                     "other": str(twin) if kind in TWIN else None,
                 }
             )
+    for name, severity in (("native-country = Philippines", 0.8), ("workclass = Self-emp-not-inc", 0.4)):
+        said = "its labels disagree with its neighbours' twice as often"
+        rows.append(
+            {"row": name, "kind": "slice", "severity": severity, "reason": said, "suggested": "ask for the source"}
+        )
     return pd.DataFrame(rows).sort_values("severity", ascending=False, kind="stable", ignore_index=True)
 
 

@@ -15,7 +15,8 @@ from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 from tests.truth.games import knn_game, shapley
 
-from proponent.errors import InputError
+from proponent.errors import InputError, ProponentWarning
+from proponent.examples import Examples
 from proponent.methods.knn_games import shapley_by_distance
 from proponent.methods.knn_shapley import KNNShapley
 
@@ -141,6 +142,17 @@ def test_floating_point_labels_are_regression() -> None:
     assert KNNShapley().fit(([[0.0], [1.0]], [0, 1])).utility == "soft"
 
 
+def test_labels_of_any_kind_and_labels_that_training_lacks() -> None:
+    train = (np.arange(4.0)[:, None], np.array(["a", 1, "a", True], dtype=object))
+    found = scores(KNNShapley(k=1, utility="fixed"), train, ([[0.0], [0.0]], np.array(["a", "new"], dtype=object)))
+    assert found[0].sum() == pytest.approx(1) and not found[1].any()
+
+
+def test_sample_weights_are_not_taken_silently() -> None:
+    with pytest.warns(ProponentWarning, match="no sample weights"):
+        KNNShapley().fit(Examples.of(([[0.0], [1.0]], [0, 1]), weights=[1.0, 2.0]))
+
+
 def test_wrong_input_is_refused() -> None:
     good = ([[0.0, 1.0], [1.0, 2.0]], [0, 1])
     with pytest.raises(InputError, match="k=0"):
@@ -151,6 +163,10 @@ def test_wrong_input_is_refused() -> None:
         KNNShapley().fit(np.zeros((3, 2)))
     with pytest.raises(InputError, match=r"infinite features in \[1\]"):
         KNNShapley().fit(([[0.0], [np.nan]], [0, 1]))
+    with pytest.raises(InputError, match=r"infinite features in \[0\]"):
+        KNNShapley().fit(([[np.inf], [1.0]], [0, 1]))
+    with pytest.raises(InputError, match="numbers, for squared_error"):
+        KNNShapley(utility="squared_error").fit((good[0], ["a", "b"]))
     with pytest.raises(InputError, match="missing labels"):
         KNNShapley().fit(([[0.0], [1.0]], [0.0, np.nan]))
     with pytest.raises(InputError, match="encode the columns"):

@@ -66,37 +66,40 @@ def plan(flag, fit=centroids, **settings):
     return Removal(fit, settings.pop("scores", {"accuracy": accuracy}), flag, **settings)
 
 
-def coverage(flag, column, draws, evaluation=False, n=150):
-    """The share of intervals of `column` that hold its mean over all simulated data sets."""
+def smooth(model, X, y):
+    """Minus a logistic loss of the distances."""
+    d = ((X[:, None] - model.means) ** 2).sum(axis=2)
+    return float(-np.logaddexp(0, (d[:, 0] - d[:, 1]) * (2 * y - 1) * -1).mean())
+
+
+def simulated(flag, evaluation, draws=100, n=150):
+    """Checks of many simulated data sets, one table per score."""
     found = []
+    scores = {"accuracy": accuracy, "smooth": smooth}
     for s in range(draws):
         rng = np.random.default_rng(s)
         X, y = noisy(n, rng)
         held = noisy(n, rng) if evaluation else None
-        found.append(check(plan(flag, actions=("remove",)), X, y, evaluation=held, seed=s).iloc[0])
-    table = pd.DataFrame(found)
-    truth = table[column].mean()
-    kind = column.removesuffix("_change")
-    return float(((table[f"{kind}_lower"] <= truth) & (truth <= table[f"{kind}_upper"])).mean()), truth
+        p = plan(flag, actions=("remove",), draws=1, scores=scores)
+        found.append(check(p, X, y, evaluation=held, seed=s))
+    return dict(list(pd.concat(found).groupby("metric")))
 
 
 @pytest.mark.parametrize("evaluation", [False, True], ids=["rows held out", "fixed evaluation set"])
-@pytest.mark.parametrize("column", ["gain", "change"])
-def test_intervals_cover(column, evaluation):
-    covered, _ = coverage(flag_far, column, 120, evaluation)
-    assert covered >= 0.90
+def test_intervals_cover_the_mean_over_data_sets(evaluation):
+    for metric, table in simulated(flag_far, evaluation).items():
+        for kind in ("gain", "change"):
+            truth = table[kind].mean()
+            covers = (table[f"{kind}_lower"] <= truth) & (truth <= table[f"{kind}_upper"])
+            assert covers.mean() >= (0.87 if metric == "smooth" else 0.95)  # 0.92 to 0.97 over many more data sets
+            halfwidth = (table[f"{kind}_upper"] - table[f"{kind}_lower"]).mean() / 2
+            assert halfwidth < 6 * table[kind].std()
 
 
 def test_random_flags_gain_nothing():
-    found = []
-    for s in range(120):
-        X, y = noisy(150, np.random.default_rng(s))
-        found.append(check(plan(flag_random, actions=("remove",)), X, y, seed=s).iloc[0])
-    table = pd.DataFrame(found)
-    assert abs(table["gain"].mean()) < 3 * table["gain"].std() / np.sqrt(120) + 1e-3
-    covers = (table["gain_lower"] <= 0) & (table["gain_upper"] >= 0)
-    assert 0.90 <= covers.mean()
-    assert (table["gain_lower"] > 0).mean() <= 0.06
+    for table in simulated(flag_random, False).values():
+        assert abs(table["gain"].mean()) < 3.5 * table["gain"].std() / np.sqrt(len(table))
+        assert ((table["gain_lower"] <= 0) & (table["gain_upper"] >= 0)).mean() >= 0.95
 
 
 def flag_unlikely(X, y, seed):
@@ -108,9 +111,9 @@ def flag_unlikely(X, y, seed):
 
 def test_removing_planted_errors_beats_removing_random_rows():
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(600, 4))
+    X = rng.normal(size=(1200, 4))
     truth = (X[:, 0] + X[:, 1] > 0).astype(int)
-    y = np.where(rng.random(600) < 0.25, 1 - truth, truth)
+    y = np.where(rng.random(1200) < 0.25, 1 - truth, truth)
     knn = plan(flag_unlikely, fit=lambda X, y, seed: KNeighborsClassifier(3).fit(X, y))
     result = check(knn, X, y, splits=8).set_index("action")
     assert list(result.index) == ["remove", "relabel"]

@@ -12,20 +12,22 @@ import subprocess
 import sys
 import zlib
 from dataclasses import replace
-from html import escape, unescape
+from html import unescape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from proponent.audit.result import Audit
 from proponent.report import plots, words
-from proponent.report.html import SIZE, write_html
+from proponent.report.html import write_html
 from proponent.report.png import png, shrink
 from proponent.report.terminal import summarise
 
@@ -61,9 +63,10 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.parts: list[str] = []
         self.feed(text)
         self.close()
+        self.text = "".join(self.parts)
         assert self.open == [], f"never closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -82,12 +85,18 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in {"style", "script"}:
-            self.text += data
+            self.parts.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed(pages: dict[str, Path]) -> dict[str, Page]:
+    """Every page, read by a parser."""
+    return {name: Page(path.read_text("utf-8")) for name, path in pages.items()}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_page_is_well_formed_and_ids_are_unique(pages: dict[str, Path], name: str) -> None:
-    page = Page(pages[name].read_text("utf-8"))
+def test_page_is_well_formed_and_ids_are_unique(parsed: dict[str, Page], name: str) -> None:
+    page = parsed[name]
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     targets = {str(attrs["href"])[1:] for tag, attrs in page.tags if tag == "a"}
@@ -96,11 +105,11 @@ def test_page_is_well_formed_and_ids_are_unique(pages: dict[str, Path], name: st
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_headings_do_not_skip_a_level_and_images_have_words(pages: dict[str, Path], name: str) -> None:
-    page = Page(pages[name].read_text("utf-8"))
+def test_headings_do_not_skip_a_level_and_images_have_words(parsed: dict[str, Page], name: str) -> None:
+    page = parsed[name]
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img")
     tables = sum(tag == "table" for tag, _ in page.tags)
@@ -108,9 +117,8 @@ def test_headings_do_not_skip_a_level_and_images_have_words(pages: dict[str, Pat
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_page_loads_nothing_from_elsewhere(pages: dict[str, Path], name: str) -> None:
-    text = pages[name].read_text("utf-8")
-    page = Page(text)
+def test_page_loads_nothing_from_elsewhere(pages: dict[str, Path], parsed: dict[str, Page], name: str) -> None:
+    text, page = pages[name].read_text("utf-8"), parsed[name]
     for tag, attrs in page.tags:
         for attribute in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
             value = str(attrs.get(attribute) or "")
@@ -123,20 +131,16 @@ def test_page_loads_nothing_from_elsewhere(pages: dict[str, Path], name: str) ->
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
 
 
-def test_text_from_the_data_is_only_ever_text(pages: dict[str, Path]) -> None:
-    text = pages["hostile"].read_text("utf-8")
-    page = Page(text)
+def test_text_from_the_data_is_only_ever_text(pages: dict[str, Path], parsed: dict[str, Page]) -> None:
+    text, page = pages["hostile"].read_text("utf-8"), parsed["hostile"]
     assert "<script>alert" not in text and "<img src=x" not in text
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert not any("onerror" in attrs for _, attrs in page.tags)
     shown = words.plain(made.HOSTILE)
     assert page.text.count(shown) > 100
     assert any(shown in str(attrs.get("alt")) for tag, attrs in page.tags if tag == "img")
-    assert "{{ 7*7 }}" in page.text and "49" not in page.tags
+    assert "{{ 7*7 }}" in page.text
     assert "\x1b" not in text and "\u202e" not in text
-    # the names that nothing else on the page repeats
-    for part in ("command", "title", "model", "heldout"):
-        assert escape(shown, quote=True).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text, part
 
 
 def test_svg_escapes_labels_titles_and_attributes() -> None:
@@ -213,32 +217,34 @@ def test_same_audit_same_bytes(pages: dict[str, Path], tmp_path: Path, name: str
     assert (tmp_path / "again.html").read_bytes() == pages[name].read_bytes()
 
 
-def test_page_stays_small_and_says_what_it_leaves_out(pages: dict[str, Path]) -> None:
-    assert all(path.stat().st_size <= SIZE for path in pages.values())
-    text = Page(pages["tabular"].read_text("utf-8")).text
-    assert "292 more stand in issues.csv" in text
-    assert "more columns, not on this page" in Page(pages["wide"].read_text("utf-8")).text
+def test_page_stays_small_and_says_what_it_leaves_out(pages: dict[str, Path], parsed: dict[str, Page]) -> None:
+    assert all(path.stat().st_size <= 1_500_000 for path in pages.values())
+    assert "292 more stand in issues.csv" in parsed["tabular"].text
+    assert "more columns, not on this page" in parsed["wide"].text
 
 
-def test_page_tells_what_the_audit_found(pages: dict[str, Path]) -> None:
+def test_page_tells_what_the_audit_found(parsed: dict[str, Page]) -> None:
     audit = made.tabular()
-    text = " ".join(Page(pages["tabular"].read_text("utf-8")).text.split())
+    text = " ".join(parsed["tabular"].text.split())
     assert "312 of 32,561 rows look mislabelled." in text
     assert "raises held-out accuracy by 0.8 points (95 % CI 0.5 to 1.1); the same done to random rows: −0.1" in text
     assert "positive = helps the held-out predictions" in text
     assert audit.command in text and "numpy" in text and audit.versions["numpy"] in text
     for part in (*audit.warnings, *(t.because for t in audit.trust), *(r for _, r in audit.skipped)):
         assert part in text
+    value = audit.issues.loc[audit.issues["kind"] == "label_error", ["value", "value_lower", "value_upper"]].iloc[0]
+    assert "value {} [{}, {}]".format(*map(words.number, value)) in text
+    assert "slice native-country = Philippines" in text
     for neighbour in audit.explained[0].proponents[:4]:
         assert f"row {neighbour.row}" in text
-    assert 'alt="row ' in pages["images"].read_text("utf-8")
+    assert any(str(attrs.get("alt")).startswith("row ") for tag, attrs in parsed["images"].tags if tag == "img")
 
 
 @pytest.mark.parametrize("name", ["empty", "bare"])
-def test_nothing_found_is_said_in_words(pages: dict[str, Path], name: str) -> None:
-    text = Page(pages[name].read_text("utf-8")).text
-    assert "None of 32,561 rows looks mislabelled, and nothing else stands out." in text
-    assert "No self-check was run" in text and "Everything was run" in text
+def test_nothing_found_is_said_in_words(parsed: dict[str, Page], name: str) -> None:
+    text = parsed[name].text
+    assert "None of 32,561 rows looks mislabelled; nothing else stands out." in text
+    assert "No self-check was run" in text
 
 
 @pytest.mark.parametrize("missing", ["issues", "slices", "checks", "curve", "values", "columns", "groups"])
@@ -251,6 +257,37 @@ def test_any_table_may_be_empty(tmp_path: Path, missing: str) -> None:
     assert _terminal(bare)
 
 
+def test_numbers_may_be_missing(tmp_path: Path) -> None:
+    audit: Audit = made.tabular()
+
+    def gone(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+        return frame.assign(**{c: np.nan for c in columns})
+
+    def unbounded(e: Any) -> Any:
+        return replace(
+            e,
+            probability=None,
+            proponents=tuple(replace(n, lower=np.nan, upper=np.nan) for n in e.proponents),
+            opponents=(),
+        )
+
+    of_checks = ("change_lower", "change_upper", "gain_lower", "gain_upper", "random_lower", "random_change", "splits")
+    missing = replace(
+        audit,
+        checks=gone(audit.checks, *of_checks),
+        curve=gone(audit.curve, "random", "flagged_lower"),
+        slices=gone(audit.slices, "effect_lower", "effect_upper"),
+        values=gone(audit.values, "value", "value_lower"),
+        explained=tuple(unbounded(e) for e in audit.explained),
+        metrics={"accuracy": np.nan},
+    )  # fmt: skip
+    write_html(missing, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert not re.search(r"\bnan\b|\binf\b", text.split("<style>")[0] + text.split("</style>")[1].split("<script>")[0])
+    assert "certified" not in Page(text).text
+    assert "nan" not in _terminal(missing).split()
+
+
 def test_headline_for_one_row_for_other_findings_and_for_what_was_not_looked_for() -> None:
     audit: Audit = made.tabular()
     one = audit.issues[audit.issues["kind"] == "label_error"].head(1)
@@ -260,6 +297,8 @@ def test_headline_for_one_row_for_other_findings_and_for_what_was_not_looked_for
         words.headline(replace(audit, issues=twins))
         == "None of 32,561 rows looks mislabelled; 24 stand out for other reasons."
     )
+    slices = audit.issues[audit.issues["kind"] == "slice"]
+    assert words.headline(replace(audit, issues=slices)) == "None of 32,561 rows looks mislabelled; 2 slices mislead."
     unlooked = replace(audit, issues=twins, skipped=(("label_error", "one class only"),))
     assert words.headline(unlooked).startswith("Label errors were not looked for; 24 stand")
 
@@ -272,6 +311,15 @@ def test_verdict_knows_which_way_is_better() -> None:
     assert words.verdict({"metric": "R²", "gain_lower": -2.0, "gain_upper": 1.0}) == "unclear"
 
 
+def test_a_check_without_rows_is_not_told(tmp_path: Path) -> None:
+    audit: Audit = made.tabular()
+    none = replace(audit, checks=audit.checks.assign(rows=0))
+    assert words.confirmed(none) == "The self-check had no rows to act on."
+    write_html(none, tmp_path / "page.html")
+    assert "relabelling 0" not in (tmp_path / "page.html").read_text("utf-8").lower()
+    assert "relabelling 0" not in _terminal(none).lower()
+
+
 def test_outcome_says_lowers_and_leaves() -> None:
     check = made.regression().checks.iloc[0].to_dict()
     assert "lowers held-out root mean squared error by 853 (95 % CI 538 to 1,168)" in words.outcome(check)
@@ -281,26 +329,21 @@ def test_outcome_says_lowers_and_leaves() -> None:
 
 def _terminal(audit: Audit, width: int = 80) -> str:
     out = io.StringIO()
-    summarise(audit, Console(file=out, width=width, color_system="truecolor", force_terminal=True), "out/report.html")
+    summarise(audit, Console(file=out, width=width, color_system=None), "out/report.html")
     return out.getvalue()
-
-
-def _bare(text: str) -> str:
-    """Without the colours that rich itself adds."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_terminal_fits_its_width(name: str, width: int) -> None:
-    lines = _bare(_terminal(getattr(made, name)(), width)).splitlines()
+    lines = _terminal(getattr(made, name)(), width).splitlines()
     assert max(map(len, lines)) <= width
     assert lines[-1].strip() == "Look next: out/report.html"
 
 
 def test_terminal_tells_the_verdict_and_the_worst_rows() -> None:
     audit: Audit = made.tabular()
-    text = " ".join(_bare(_terminal(audit)).split())
+    text = " ".join(_terminal(audit).split())
     assert words.sentence(audit) in text
     for said in (
         "likely label errors 312",
@@ -314,10 +357,9 @@ def test_terminal_tells_the_verdict_and_the_worst_rows() -> None:
 
 
 def test_terminal_shows_markup_and_control_characters_literally() -> None:
-    text = _terminal(made.hostile(), 200)
-    assert "[bold red]x[/bold red]" in _bare(text)
-    assert "\x1b[31m" not in text.replace("\x1b[31mworse", "") and "\u202e" not in text
-    assert "�[31m" in text
+    text = _terminal(made.hostile(), 3000)
+    assert text.count("[bold red]x[/bold red]") == text.count("onerror=alert(2)>") > 30
+    assert "\x1b" not in text and "\u202e" not in text
 
 
 # --- in a real browser -------------------------------------------------------------------------------------------------
@@ -325,8 +367,8 @@ def test_terminal_shows_markup_and_control_characters_literally() -> None:
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
 MEASURE = """
 <script>
-addEventListener("load", () => {
-  for (const fold of document.querySelectorAll("details")) fold.open = OPEN;
+const measure = (opened) => {
+  for (const fold of document.querySelectorAll("details")) fold.open = opened;
   const wide = document.documentElement.clientWidth, over = [];
   const scrolls = (e) => { for (; e; e = e.parentElement) if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return true; };
   for (const e of document.body.querySelectorAll("*")) {
@@ -335,10 +377,11 @@ addEventListener("load", () => {
       over.push(e.tagName + "." + (e.getAttribute("class") || "") + " " + Math.round(box.right));
     if (e.scrollWidth > e.clientWidth + 1 && e.clientWidth && !e.closest("svg") && !scrolls(e)) over.push("inside " + e.tagName);
   }
-  const said = { inner: innerWidth, scroll: document.documentElement.scrollWidth, over: over.slice(0, 9),
-                 height: document.documentElement.scrollHeight, tables: document.querySelectorAll("th button").length };
+  const said = { opened, inner: innerWidth, scroll: document.documentElement.scrollWidth, over: over.slice(0, 9),
+                 height: document.documentElement.scrollHeight };
   parent.postMessage(JSON.stringify(said), "*");
-});
+};
+addEventListener("load", () => { measure(false); measure(true); });
 </script></body>"""
 FRAME = """<!doctype html><body><pre id="said"></pre><script>
 addEventListener("message", (event) => {{ document.getElementById("said").textContent += event.data + "\\n"; }});
@@ -362,12 +405,11 @@ def _browse(page: Path, profile: Path) -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-@pytest.mark.parametrize("opened", ["false", "true"])
-def test_nothing_overflows_at_1400_and_at_420_pixels(pages: dict[str, Path], tmp_path: Path, opened: str) -> None:
+def test_nothing_overflows_at_1400_and_at_420_pixels(pages: dict[str, Path], tmp_path: Path) -> None:
     frames = ""
     for name, path in pages.items():
         text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text("utf-8"))
-        (tmp_path / path.name).write_text(text.replace("</body>", MEASURE.replace("OPEN", opened)), "utf-8")
+        (tmp_path / path.name).write_text(text.replace("</body>", MEASURE), "utf-8")
         for width in (1400, 420):
             frames += f'<iframe src="{name}.html" width="{width}" height="900" style="border:0"></iframe>'
     (tmp_path / "frames.html").write_text(FRAME.format(frames=frames), "utf-8")
@@ -375,7 +417,7 @@ def test_nothing_overflows_at_1400_and_at_420_pixels(pages: dict[str, Path], tmp
     found = re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None
     measured: list[dict[str, Any]] = [json.loads(line) for line in unescape(found[1]).splitlines()]
-    assert sorted(m["inner"] for m in measured) == [420] * len(ALL) + [1400] * len(ALL)
+    assert sorted(m["inner"] for m in measured) == [420] * 2 * len(ALL) + [1400] * 2 * len(ALL)
     assert [m for m in measured if m["scroll"] > m["inner"] or m["over"]] == []
     assert all(m["height"] > 900 for m in measured)
 

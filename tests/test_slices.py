@@ -74,6 +74,7 @@ def test_a_slice_with_flipped_labels_is_found_first():
         assert worst["effect"] < worst["effect_upper"] < 0
         assert worst["n_train"] == thun.sum()
         assert "raise the mean loss" in worst["reason"]
+        assert f"mean label is {y[thun].mean():.4g}, that of the held-out rows" in worst["reason"]
 
 
 def test_a_changed_balance_is_found_first_and_named():
@@ -131,6 +132,15 @@ def test_numbers_agree_with_a_matrix_of_scores():
         2.0930 * error, rel=1e-4
     )  # t with 19 degrees of freedom
     assert (row["n_train"], row["n_heldout"], row["share"]) == (30, 20, 0.5)
+
+
+def test_the_reason_names_the_label_that_differs_most():
+    frame = pd.DataFrame({"x": list("ab") * 40})
+    effects = Factors(np.ones((80, 1)), np.ones((80, 1)))
+    mine = np.array(["u"] * 40 + ["v"] * 30 + ["w"] * 10)
+    theirs = np.array(["u"] * 36 + ["v"] * 8 + ["w"] * 36)
+    reason = find_misleading_slices(frame, frame, effects, labels=(mine, theirs))["reason"][0]
+    assert reason.endswith("12% of them are labelled w, of the held-out rows 45%.")
 
 
 def test_levels_ranges_rare_and_missing_values():

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -261,9 +262,13 @@ def _provenance(method: str, unit: str, attributes: Mapping[str, Any] | None) ->
     facts = {
         k: v if isinstance(v, str | int | float) else json.dumps(v, default=str) for k, v in (attributes or {}).items()
     }
+    return {"method": method, "unit": unit, "sign": SIGN, "versions": _versions(), **facts}
+
+
+@cache
+def _versions() -> str:
     versions = {name: version(name) for name in ("proponent", "numpy", "scipy", "scikit-learn")}
-    versions["python"] = platform.python_version()
-    return {"method": method, "unit": unit, "sign": SIGN, "versions": json.dumps(versions), **facts}
+    return json.dumps(versions | {"python": platform.python_version()})
 
 
 def _extreme(scores: Array, k: int) -> Array:
@@ -307,6 +312,8 @@ def _load(path: Path, variable: str) -> xr.Dataset:
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
     if variable not in dataset:
         raise InputError(
-            f"{path} holds {sorted(dataset.data_vars)}", f"a result with {variable!r}", "load it with the other class"
+            f"{path} holds {sorted(map(str, dataset.data_vars))}",
+            f"a result with {variable!r}",
+            "load it with the other class",
         )
     return dataset

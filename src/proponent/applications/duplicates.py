@@ -85,8 +85,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Training rows that repeat another training row, contradict one, or occur among the held-out rows.
 
-    Where more than 5 % of the rows have a twin, as in tables of few categories, twins are the norm: the severity is low
-    and the reason says so.
+    Where more than 5 % of a table's rows have a twin, as with few categories, twins are the norm: the severity is low and
+    the reason says so. (Long texts and images do not repeat by chance, so there it stays.)
 
     >>> train = Rows(["free pills", "hello you", "Free  pills"], np.array(["spam", "ham", "ham"]))
     >>> find_duplicates(train).table[["row", "kind"]].to_numpy().tolist()
@@ -115,7 +115,7 @@ def find_duplicates(
     judged = [_judge(f, n, labels, label_tolerance, float(chance[f.row])) for f in found]
     reasons = [_reason(f, n, labels, label_tolerance, [p.name for p in parts]) for f in found]
     for f, row, reason in zip(found, judged, reasons, strict=True):
-        common = rates[f.near] > COMMON
+        common = rates[f.near] > COMMON and expected > 0
         row["severity"] = round(row["severity"] * (0.2 if common else 1.0), 4)
         row["reason"] = reason + (_common(f.near, rates[f.near], expected) if common else "")
     columns = ["row", "kind", "cluster", "distance", "partners", "heldout_partners", "severity", "reason"]

@@ -20,6 +20,7 @@ Action = Literal["remove", "relabel"]
 Score = Callable[[Any, Any, Array], float]
 
 FAILURES = (ValueError, ArithmeticError, ProponentError)  # of a fit or a score: recorded, and the split goes on
+MEASURED_SHARE = 1 / 3  # of a fixed evaluation set, anew in every split, so that its own variance shows
 FRACTIONS = (0.0, 0.025, 0.05, 0.10, 0.15, 0.20, 0.30)
 
 
@@ -78,7 +79,7 @@ class Removal:
         fractions: of the training part to remove for the curve; () for none.
         draws: random removals of as many rows, uniform, averaged.
         train_share: of the rows that a split trains on. The others are evaluated on; where there is a fixed evaluation
-            set, a random half of that is.
+            set, a random third of that is.
 
     Raises:
         InputError: train_share is not between 0 and 1, or there are no draws.
@@ -166,7 +167,7 @@ def run_split(
     labels = np.asarray(y)
     train, rest = _parts(labels, plan.train_share, rng)
     other = (X, labels) if evaluation is None else (evaluation[0], np.asarray(evaluation[1]))
-    measured = rest if evaluation is None else _parts(other[1], 0.5, rng)[0]
+    measured = rest if evaluation is None else _parts(other[1], MEASURED_SHARE, rng)[0]
     flag_seed, fit_seed = (int(s) for s in rng.integers(2**31, size=2))
     orders = tuple(rng.permutation(len(train)) for _ in range(plan.draws))
     split = _Split(plan, take(X, train), labels[train], take(other[0], measured), other[1][measured], fit_seed, orders)
@@ -198,7 +199,7 @@ class _Split:
     def run(self, flags: Mapping[str, Flags]) -> Outcome:
         before = self.refit(np.empty(0, dtype=int), self.y)
         curve = next((f.ranking for f in flags.values() if f.ranking is not None), np.empty(0, dtype=int))
-        counts = {f: round(f * len(self.y)) for f in self.plan.fractions if round(f * len(self.y)) <= len(curve)}
+        counts = {f: round(f * len(self.y)) for f in self.plan.fractions if round(f * len(self.y)) <= len(curve) > 0}
         needed = {*counts.values(), *(len(f.rows) for f in flags.values() if self.plan.actions)}
         random = {k: self.at_random(k) if k else before for k in sorted(needed)}
         outcome = _named("{}|before", before)

@@ -28,9 +28,11 @@ COLUMNS = [
 def summarise(outcomes: Sequence[Outcome], confidence: float = 0.95) -> pd.DataFrame:
     """What the actions changed, with intervals over the splits.
 
-    Of J paired differences d with mean d̄ and variance s²: d̄ ± t_{J−1} √((1/J + ρ) s²), because splits share rows.
-    ρ = n_evaluation / n_train where splits hold rows out (Nadeau and Bengio), 1 where each measures on half of a fixed
-    evaluation set (a mean over half of a set varies, given the set, as much as the mean over the whole set varies).
+    Of J paired differences d with mean d̄ and variance s²: d̄ ± t_{J−1} √((1/J + ρ/(1−ρ)) s²), where ρ is the share of
+    evaluation rows that two splits have in common: ρ/(1−ρ) = n_evaluation / n_train where splits hold rows out (Nadeau and
+    Bengio), 1/2 where each measures on a third of a fixed evaluation set. This takes differences to be as correlated as
+    their rows. In simulations, 95 % intervals of accuracy covered in more than 99 % of data sets; those of a smooth score
+    that changes much, in 96 to 97 %, and in 92 to 93 % with a fixed evaluation set.
 
     Args:
         outcomes: of `run_split`.
@@ -101,9 +103,9 @@ def _column(outcomes: Sequence[Outcome], name: str) -> Array:
 
 
 def _overlap(outcomes: Sequence[Outcome]) -> float:
-    """ρ: how much of the variance over splits all splits have in common, as a share of that between them."""
+    """ρ/(1−ρ) of `summarise`."""
     if all(o["fixed"] for o in outcomes):
-        return 1.0
+        return 0.5
     return float(np.mean([o["evaluation"] / o["train"] for o in outcomes]))
 
 

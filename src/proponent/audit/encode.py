@@ -249,7 +249,7 @@ def _date_parts(frame: pd.DataFrame) -> Array:
     parts = []
     for column in frame.columns:
         date = frame[column].dt
-        months, days = 2 * np.pi * (date.month - 1) / 12, 2 * np.pi * date.dayofweek / 7
+        months, days = 2 * np.pi * (date.month - 1) / 12, 2 * np.pi * date.day_of_week / 7
         years = (frame[column] - pd.Timestamp(2000, 1, 1)) / pd.Timedelta(days=365.2425)
         parts += [years, date.year, np.sin(months), np.cos(months), np.sin(days), np.cos(days)]
     return np.column_stack([np.asarray(p, dtype=np.float64) for p in parts])

@@ -93,6 +93,18 @@ def linear_model(fitted: Any, train: Examples) -> LinearModel:
     return LinearModel(front, classes, objective, basis, optimum)
 
 
+def objective_problem(model: LinearModel, inputs: Any, labels: Array) -> Problem:
+    """The model's problem over other rows, in the same features."""
+    x = model.features(inputs)
+    problem = model.problem
+    penalty = problem.penalty
+    if problem.penalty_shrinks:
+        penalty = np.where(penalty > 0, problem.penalty_shrinks * x.shape[0], 0.0)
+    return Problem(
+        x, _targets(labels, model.classes), np.ones(x.shape[0]), problem.loss, penalty, problem.penalty_shrinks
+    )
+
+
 def _too_wide(x: Any, outputs: int, objective: Objective) -> bool:
     """Whether the span of the rows is smaller than the features, and small enough to factorise."""
     rows, features = x.shape

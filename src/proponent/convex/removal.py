@@ -172,7 +172,7 @@ def remove_each(home: Neighbourhood, rows: Array, *, steps: int = 2, tolerance: 
         tolerance: rows whose bound exceeds tolerance · |Δ₁|_A get more steps, at the last a Newton refit of their own.
     """
     # A block of logits of about 16 MB keeps the passes over it in the cache's reach and the memory flat in n.
-    block = max(8, min(1024, int(2e6 / (home.problem.rows * home.problem.outputs))))
+    block = 1024 if steps <= 1 else max(8, min(1024, int(2e6 / (home.problem.rows * home.problem.outputs))))
     for at in range(0, len(rows), block):
         yield _remove_block(home, rows[at : at + block], steps, tolerance)
 

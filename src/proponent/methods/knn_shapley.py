@@ -100,7 +100,7 @@ class KNNShapley:
         dtype = np.dtype(("float32" if small else "float64") if self.precision == "auto" else self.precision)
         origin = _origin(inputs, self.metric, dtype)
         rows = _Rows.of(inputs, origin, self.metric, dtype, train)
-        classes = None if utility == "squared_error" else pd.Index(np.unique(labels))
+        classes = None if utility == "squared_error" else pd.Index(labels).unique()
         return FittedKNNShapley(self, train, utility, rows, origin, classes, _targets(labels, classes))
 
 
@@ -120,7 +120,7 @@ class FittedKNNShapley:
         """The Shapley value of every training example in every query's game, (query, train).
 
         Args:
-            query: anything that `Examples.of` takes, with labels.
+            query: anything that `Examples.of` takes, with labels; a label that training lacks matches no example.
         """
         start, query = time.perf_counter(), Examples.of(query)
         score = np.empty((len(query), len(self.train)))
@@ -251,8 +251,10 @@ def _origin(inputs: Any, metric: Metric, dtype: np.dtype[Any]) -> Array | None:
     """
     if metric == "cosine" or sparse.issparse(inputs):
         return None
-    from_mean = inputs[:1000] - inputs[:1000].mean(axis=0, dtype=np.float64)
-    return np.asarray(inputs[int(np.argmin(_squared_norms(from_mean)))], dtype)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite features are reported later, by id
+        from_mean = inputs[:1000] - inputs[:1000].mean(axis=0, dtype=np.float64)
+        row = np.asarray(inputs[int(np.argmin(_squared_norms(from_mean)))], dtype)
+    return np.nan_to_num(row, nan=0, posinf=0, neginf=0)
 
 
 def _labels(examples: Examples, what: str) -> Array:
@@ -269,6 +271,10 @@ def _labels(examples: Examples, what: str) -> Array:
 def _targets(labels: Array, classes: pd.Index[Any] | None) -> Array:
     """Labels as class positions, −1 where training has no such class; as numbers for regression."""
     if classes is None:
+        if labels.dtype.kind not in "biuf":
+            raise InputError(
+                f"labels such as {labels[0]!r}", "numbers, for squared_error", "pass numbers, or utility='soft'"
+            )
         return labels.astype(np.float64)
     at = np.asarray(classes.get_indexer(pd.Index(labels)), dtype=np.int32)
     if (at < 0).all():

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from proponent.attribution import Attribution, Values
+from proponent.convex.curvature import MAX_DENSE
 from proponent.convex.groups import remove_groups
 from proponent.convex.removal import Neighbourhood, Removals, neighbourhood, remove_each, spread_norms
-from proponent.errors import InputError, ProponentWarning
+from proponent.errors import InputError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
 from proponent.methods.convex_fit import ConvexFit, Queries
 from proponent.progress import track
@@ -79,6 +80,13 @@ class LeaveOneOut:
             recipe = recipe if isinstance(recipe, SklearnRecipe) else SklearnRecipe(recipe)
             return FittedRefits(self, recipe, Examples.of(train))
         fit = ConvexFit.of(recipe, train)
+        problem = fit.model.problem
+        if problem.parameters > MAX_DENSE:
+            raise UnsupportedModel(
+                f"{problem.outputs} classes × {problem.features:,} features = {problem.parameters:,} parameters",
+                f"at most {MAX_DENSE:,}, whose curvature can be factorised",
+                "use Influence (conjugate gradients), or reduce the features in front, e.g. by TruncatedSVD",
+            )
         return FittedLeaveOneOut(self, fit, neighbourhood(fit.model.optimum))
 
 
@@ -145,16 +153,27 @@ class FittedLeaveOneOut:
             value[:, 0], train=train, method="LeaveOneOut, self-influence", attributes={"settings": self._settings()}
         )
 
-    def values(self, query: Any) -> Values:
-        """Each row's mean score over the queries, without holding the matrix."""
+    def values(self, query: Any, *, rows: Sequence[Any] | None = None) -> Values:
+        """Each row's mean score over the queries, without holding the matrix.
+
+        Beside it `stderr`, the standard error of that mean over the queries; `magnitude`, the mean of the absolute scores;
+        and, with bounds, `lower` and `upper`.
+
+        Args:
+            query: Examples, or (inputs, labels).
+            rows: ids of the training rows; all of them by default.
+        """
         queries = Examples.of(query)
+        train = self.fit.train if rows is None else self.fit.train.take(self.fit.train.positions(list(rows)))
+        at = self.fit.train.positions(train.ids)
         measured = self.fit.queries(queries)
-        at = np.arange(len(self.fit.train))
-        parts = [{k: v.mean(axis=0) for k, v in part.items()} for part in track(self._blocks(measured, at), "values")]
-        named = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        parts = [_means(part) for part in track(self._blocks(measured, at), "values", -(-len(at) // BLOCK))]
+        named = (
+            {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {"score": np.empty(0)}
+        )
         return Values.of(
             named.pop("score"),
-            train=self.fit.train,
+            train=train,
             method="LeaveOneOut, mean over queries",
             variables=named,
             attributes={"settings": self._settings()},
@@ -163,6 +182,18 @@ class FittedLeaveOneOut:
     def out_of_sample_logits(self) -> Array:
         """(n, c) each training row's logits by the model refitted without it."""
         return self._own_logits(np.arange(len(self.fit.train)))
+
+    def steps_of_all_rows(self) -> Array:
+        """(n, parameters) what removing each row does to the parameters, before minus after."""
+        parts = [removed.delta.T for removed in self._removals(np.arange(len(self.fit.train)))]
+        return -np.concatenate(parts)
+
+    def query_gradients(self, query: Any) -> Array:
+        """(q, parameters) the gradient of each query's measurement, so that a score is about gradient · step."""
+        measured = self.fit.queries(Examples.of(query))
+        slope, x = measured.measurement.slope(measured.f), measured.x
+        dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
+        return np.asarray((slope[:, :, None] * dense[:, None, :]).reshape(len(dense), -1))
 
     def score_groups(self, query: Any, groups: Sequence[Any] | Array | None = None) -> Attribution:
         """Scores of whole groups removed at once (Newton step of the group, by Woodbury, and a second step with bounds).
@@ -241,6 +272,13 @@ class FittedLeaveOneOut:
                 ProponentWarning,
                 stacklevel=3,
             )
+
+
+def _means(part: dict[str, Array]) -> dict[str, Array]:
+    score = part["score"]
+    spread = score.std(axis=0, ddof=1) if len(score) > 1 else np.full(score.shape[1], np.nan)
+    extra = {"stderr": spread / np.sqrt(len(score)), "magnitude": np.abs(score).mean(axis=0)}
+    return {name: column.mean(axis=0) for name, column in part.items()} | extra
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Shown:
 class Card:
     """A row with all that was found about it."""
 
+    noun: str  # "row", or "slice" where the finding is about many rows at once
     row: str
     severity: float
     severity_bar: str
@@ -126,11 +127,12 @@ def card(found: pd.DataFrame, audit: Audit, limits: Limits) -> Card:
     """The card of one row from all issues found about it, worst first."""
     row, severity = str(found["row"].iloc[0]), float(found["severity"].iloc[0])
     description = audit.shown.get(row)
-    others = [str(o) for o in found["other"] if _given(o)] if "other" in found else []
+    others = [_name(o) for o in found["other"] if _given(o)] if "other" in found else []
     other = others[0] if others else ""
     beside = audit.shown.get(other)
     pair = description if description is not None and beside is not None else None
     return Card(
+        noun="slice" if found["kind"].iloc[0] == "slice" else "row",
         row=words.plain(row),
         severity=severity,
         severity_bar=meter(severity, severity, severity, 1.0, "plain"),
@@ -146,6 +148,11 @@ def card(found: pd.DataFrame, audit: Audit, limits: Limits) -> Card:
     )
 
 
+def _name(row: object) -> str:
+    """A row's id as text; a column of integers with gaps comes as floats."""
+    return str(int(row)) if isinstance(row, float) and row.is_integer() else str(row)
+
+
 def _given(value: object) -> bool:
     return words.cell(value) not in {"–", ""}
 
@@ -155,17 +162,20 @@ def _findings(found: pd.DataFrame) -> list[tuple[str, str, str]]:
     told: dict[str, tuple[str, str]] = {}
     for issue in found.to_dict("records"):
         reason, suggested = (words.cell(issue.get(c)) if _given(issue.get(c)) else "" for c in ("reason", "suggested"))
-        told.setdefault(str(issue["kind"]), (words.upfirst(reason), suggested))
+        stop = "." if reason and reason[-1] not in ".!?…" else ""
+        told.setdefault(str(issue["kind"]), (words.upfirst(reason) + stop, suggested))
     return [(words.kind(name).name, *said) for name, said in told.items()]
 
 
 def _evidence(found: pd.DataFrame) -> list[Field]:
-    """The first value that is given in each column that is not told elsewhere."""
+    """The first value that is given in each column that is not told elsewhere, with its interval where it has one."""
     evidence = {}
-    for column in [c for c in found.columns if c not in TOLD]:
+    for column in (c for c in found.columns if c not in TOLD):
         given = [words.cell(v) for v in found[column] if _given(v)]
         if given:
             evidence[words.plain(column).replace("_", " ")] = given[0]
+    for name in [n for n in evidence if {f"{n} lower", f"{n} upper"} <= set(evidence)]:
+        evidence[name] += f" [{evidence.pop(f'{name} lower')}, {evidence.pop(f'{name} upper')}]"
     return [(name, value, False) for name, value in evidence.items()]
 
 
@@ -194,6 +204,7 @@ def prediction(explained: Explained, audit: Audit, limits: Limits) -> dict[str, 
     power = words.power_of_ten(largest)
     scale = largest, power
     return {
+        "certified": any(not math.isnan(n.lower + n.upper) for n in proponents + opponents),
         "query": words.plain(explained.query),
         "label": words.plain(explained.label),
         "predicted": words.plain(explained.predicted),
@@ -215,7 +226,7 @@ def _side(n: Neighbour, audit: Audit, limits: Limits, scale: tuple[float, int]) 
         row=words.plain(n.row),
         label=words.plain(n.label),
         score=words.signed(score),
-        interval=f"[{words.number(lower)}, {words.number(upper)}]",
+        interval="" if math.isnan(lower + upper) else f"[{words.number(lower)}, {words.number(upper)}]",
         bar=meter(n.score, n.lower, n.upper, largest, "helps" if n.score > 0 else "hurts"),
         shown=show(n.shown, audit.label, limits, name=f"training row {words.plain(n.row)}", teaser=160),
     )

@@ -87,11 +87,11 @@ def _view(audit: Audit, limits: Limits) -> dict[str, Any]:
     return {
         "audit": audit,
         "headline": words.headline(audit),
-        "outcome": words.outcome(audit.checks.iloc[0].to_dict()) if len(audit.checks) else "",
+        "confirmed": words.confirmed(audit),
         "metrics": [(words.plain(m), words.level(m, v)) for m, v in audit.metrics.items()],
         "kinds": kinds,
         "worst": cards.worst(audit, FIRST, limits),
-        "checks": _checks(audit.checks),
+        "checks": [_check(check) for check in words.told(audit.checks).to_dict("records")],
         "curve": Markup(figures.removal_curve(audit)),
         "explained": [cards.prediction(e, audit, limits) for e in audit.explained[: limits.explained]],
         "explained_more": max(len(audit.explained) - limits.explained, 0),
@@ -123,12 +123,8 @@ def _kind(audit: Audit, name: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _checks(checks: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each self-check as its row in the table, its bars and its verdict in words."""
-    return [_check(check) for check in checks.to_dict("records")]
-
-
 def _check(check: words.Check) -> dict[str, Any]:
+    """A self-check as its row in the table, its bars and its verdict in words."""
     metric, verdict = str(check["metric"]), words.verdict(check)
 
     def change(name: str, stem: str) -> tuple[str, str]:

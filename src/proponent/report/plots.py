@@ -94,7 +94,7 @@ def curve(lines: Sequence[Line], width: int, x_label: str, y_label: str) -> str:
         parts.append(f'<line class="grid" x1="{left}" x2="{width - 14}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 8, y(tick) + 4, shown, "end", "tick"))
     for line in lines:
-        there = np.isfinite(line.middle)
+        there = np.isfinite(line.middle + line.lower + line.upper)
         forward = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[there], line.upper[there], strict=True)]
         back = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[there], line.lower[there], strict=True)]
         middle = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[there], line.middle[there], strict=True)]
@@ -139,8 +139,12 @@ def bars(rows: Sequence[Bar], width: int, label: str) -> str:
 def meter(value: float, lower: float, upper: float, largest: float, tone: Tone) -> str:
     """A small bar of |value| with its interval, as a share of `largest`."""
     x = _axis(0, largest or 1.0, 1, 119)
-    ends = sorted((min(max(x(abs(lower)), 1), 119), min(max(x(abs(upper)), 1), 119)))
-    inside = _rect(1, 3, max(x(min(abs(value), largest)) - 1, 1), 8, tone) + _whisker(ends[0], ends[1], 7, 3)
+    inside = ""
+    if math.isfinite(value):
+        inside += _rect(1, 3, max(x(min(abs(value), largest)) - 1, 1), 8, tone)
+    if math.isfinite(lower) and math.isfinite(upper):
+        start, end = sorted(min(max(x(v if value > 0 else -v), 1), 119) for v in (lower, upper))
+        inside += _whisker(start, end, 7, 3)
     return f'<svg class="meter" viewBox="0 0 120 14" aria-hidden="true">{inside}</svg>'
 
 

@@ -26,9 +26,7 @@ def png(pixels: Array) -> bytes:
     lines = np.ascontiguousarray(pixels, dtype=np.uint8).reshape(height, -1)
     raw = np.hstack([np.zeros((height, 1), dtype=np.uint8), lines]).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(raw, 9)) + _chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(raw)) + _chunk(b"IEND", b"")
 
 
 def shrink(pixels: Array, side: int) -> Array:

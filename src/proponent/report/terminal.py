@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TRUST_STYLE = {"high": "green", "medium": "", "low": "yellow"}
 VERDICT_STYLE = {"helps": "green", "hurts": "red", "unclear": ""}
 VERDICT_WORD = {"helps": "better than chance", "hurts": "worse than chance", "unclear": "no clear difference"}
-ROWS, SLICES, GROUPS, LETTERS = 5, 5, 8, 200
+ROWS, SLICES, GROUPS, LETTERS = 5, 5, 8, 400
 
 
 def summarise(audit: Audit, console: Console, report: str | Path | None = None) -> None:
@@ -87,10 +87,11 @@ def _findings(audit: Audit) -> Table | None:
 
 
 def _checks(audit: Audit) -> Group | None:
-    if not len(audit.checks):
+    checks = words.told(audit.checks)
+    if not len(checks):
         return None
     table = _table(("", False), ("flagged rows", True), ("random rows", True), ("gain", True))
-    for check in audit.checks.to_dict("records"):
+    for check in checks.to_dict("records"):
         metric, verdict = str(check["metric"]), words.verdict(check)
         unit = words.unit(metric).strip()
         what = Text.assemble(
@@ -123,7 +124,7 @@ def _rows(audit: Audit) -> Group | None:
         )
         for kind, reason, suggested in card.findings:
             line = Text.assemble(
-                (f"{kind}: ", "cyan"), _text(reason), (f"  → {suggested}" if suggested else "", "green")
+                (f"{kind}: ", "cyan"), _text(reason), (f" → {suggested}" if suggested else "", "green")
             )
             parts.append(Padding(line, (0, 0, 0, 4)))
     return Group(*parts)

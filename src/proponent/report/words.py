@@ -173,7 +173,7 @@ def level(metric: str, x: float) -> str:
     >>> level("accuracy", 0.8523), level("log loss", 0.32)
     ('85.2 %', '0.32')
     """
-    return f"{100 * x:.1f} %".replace("-", "−") if is_fraction(metric) else number(x)
+    return f"{100 * x:.1f} %".replace("-", "−") if is_fraction(metric) and math.isfinite(x) else number(x)
 
 
 def change(metric: str, x: float, *, sign: bool = True) -> str:
@@ -182,7 +182,7 @@ def change(metric: str, x: float, *, sign: bool = True) -> str:
     >>> change("accuracy", 0.0081), change("log loss", -0.0123), change("accuracy", -0.0001)
     ('+0.8', '−0.0123', '0.0')
     """
-    if not is_fraction(metric):
+    if not is_fraction(metric) or not math.isfinite(x):
         return signed(x) if sign else number(x)
     rounded = round(100 * x, 1) + 0.0  # adding 0.0 turns −0.0 into 0.0
     return (f"{rounded:+.1f}" if sign and rounded else f"{rounded:.1f}").replace("-", "−")
@@ -201,6 +201,11 @@ def verdict(check: Check) -> Verdict:
     return "helps" if lower > 0 else "hurts" if upper < 0 else "unclear"
 
 
+def told(checks: pd.DataFrame) -> pd.DataFrame:
+    """The self-checks that had rows to act on; `rows` may be a mean over splits."""
+    return checks[checks["rows"].round() >= 1] if len(checks) else checks
+
+
 VERDICTS: dict[Verdict, str] = {
     "helps": "Better than chance: the interval of the difference lies on the good side of zero.",
     "hurts": "Worse than chance: the same done to random rows harms less. Do not do this.",
@@ -212,7 +217,7 @@ def doing(check: Check) -> str:
     """What a check did: "relabelling 312 likely label errors"."""
     action, what = str(check["action"]), str(check["what"])
     what = kind(what).name if what in KINDS else what
-    return plain(f"{DOING.get(action, action)} {int(check['rows']):,} {what}")
+    return plain(f"{DOING.get(action, action)} {round(float(check['rows'])):,} {what}")
 
 
 def outcome(check: Check) -> str:
@@ -234,27 +239,39 @@ def outcome(check: Check) -> str:
 def headline(audit: Audit) -> str:
     """What the audit found, in one sentence.
 
-    The rows that look mislabelled come first; without any, the rows that stand out for another reason.
+    The rows that look mislabelled come first; without any, what stands out for another reason.
     """
-    n = f"{audit.n_train:,}"
-    issues = audit.issues
-    wrong = issues.loc[issues["kind"] == "label_error", "row"].nunique() if len(issues) else 0
-    others = issues["row"].nunique() if len(issues) else 0
+    wrong = _count(audit, {"label_error"})
     if wrong:
-        return f"{wrong:,} of {n} rows look{'s' if wrong == 1 else ''} mislabelled."
+        return f"{wrong:,} of {audit.n_train:,} rows look{'s' if wrong == 1 else ''} mislabelled."
+    others, slices = _count(audit, set(audit.issues.get("kind", ())) - {"slice"}), _count(audit, {"slice"})
+    found = []
+    if others:
+        found.append(f"{others:,} {'stands' if others == 1 else 'stand'} out for other reasons")
+    if slices:
+        found.append(f"{slices:,} slice{' misleads' if slices == 1 else 's mislead'}")
+    start = f"None of {audit.n_train:,} rows looks mislabelled"
     if any(check == "label_error" for check, _ in audit.skipped):
         start = "Label errors were not looked for"
-    else:
-        start = f"None of {n} rows looks mislabelled"
-    if others:
-        return f"{start}; {others:,} {'stands' if others == 1 else 'stand'} out for other reasons."
-    return (
-        f"{start}, and nothing else stands out." if start.startswith("None") else f"{start}; nothing else stands out."
-    )
+    return f"{start}; {', '.join(found) or 'nothing else stands out'}."
+
+
+def _count(audit: Audit, kinds: set[str]) -> int:
+    """How many rows, or slices, were found to be of one of these kinds."""
+    issues = audit.issues
+    return int(issues.loc[issues["kind"].isin(kinds), "row"].nunique()) if len(issues) else 0
 
 
 def sentence(audit: Audit) -> str:
     """The headline with the outcome of the first self-check, or with why there is none."""
+    return f"{headline(audit)} {confirmed(audit)}"
+
+
+def confirmed(audit: Audit) -> str:
+    """The outcome of the first self-check, or why there is none."""
+    checks = told(audit.checks)
+    if len(checks):
+        return outcome(checks.iloc[0].to_dict())
     if len(audit.checks):
-        return f"{headline(audit)} {outcome(audit.checks.iloc[0].to_dict())}"
-    return f"{headline(audit)} No self-check was run, so nothing here is confirmed by refitting."
+        return "The self-check had no rows to act on."
+    return "No self-check was run, so nothing here is confirmed by refitting."

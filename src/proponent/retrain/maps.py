@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import joblib
-import threadpoolctl  # type: ignore[import-untyped]
+import threadpoolctl
 
 from proponent.progress import track
 

@@ -1,4 +1,4 @@
-// The page reads without this. It sorts tables, copies the command and opens every fold before printing.
+// The page reads without this. It sorts tables and copies the command.
 for (const table of document.querySelectorAll("table.sortable")) {
   table.tHead.querySelectorAll("th").forEach((head, column) => {
     const button = document.createElement("button");
@@ -37,6 +37,3 @@ for (const block of document.querySelectorAll("pre.command")) {
   });
   block.after(button);
 }
-addEventListener("beforeprint", () => {
-  for (const fold of document.querySelectorAll("details")) fold.open = true;
-});

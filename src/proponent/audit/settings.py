@@ -1,0 +1,89 @@
+"""What an audit was asked to do: complete, readable, and enough to repeat it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from proponent.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one audit; every field is also an option of `proponent audit`.
+
+    Args:
+        file: the table: CSV, TSV, Parquet, JSON lines, or a folder of images by class.
+        label: the label column.
+        out: the run directory.
+        test: held-out rows in a file of the same columns; otherwise a fifth of the rows is held out.
+        features: an .npy file of embeddings, one row per row of `file`, used in place of its columns.
+        test_features: the same for `test`.
+        group: a column naming each row's source or person.
+        id: a column naming each row.
+        model: "path.py:name" of an unfitted scikit-learn estimator that takes the table's columns.
+        task: "classification" or "regression"; found by itself where None.
+        rows: read only a random subset of this many rows.
+        queries: held-out rows, drawn at random, that values are measured on.
+        splits: repetitions of the self-check; 0 leaves it out.
+        check_rows: the most rows that a repetition of the self-check works on.
+        seed: of everything random.
+    """
+
+    file: str
+    label: str
+    out: str
+    test: str | None = None
+    features: str | None = None
+    test_features: str | None = None
+    group: str | None = None
+    id: str | None = None
+    model: str | None = None
+    task: str | None = None
+    rows: int | None = None
+    queries: int = 2000
+    splits: int = 10
+    check_rows: int = 8000
+    seed: int = 0
+
+    def command(self) -> str:
+        """The shell command that repeats the audit."""
+        words = ["proponent", "audit", self.file]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "file" and value != field.default:
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
+
+    def to_yaml(self) -> str:
+        """All settings, as a run's config.yaml."""
+        return str(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Settings:
+        """Settings as `to_yaml` wrote them.
+
+        Raises:
+            InputError: not such a file, or an unknown setting in it.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as e:
+            raise InputError(f"{path} ({type(e).__name__})", "a run's config.yaml", "check the path") from e
+        known = [f.name for f in fields(cls)]
+        for name in values if isinstance(values, dict) else [str(values)]:
+            if name not in known:
+                raise InputError(
+                    f"setting {name!r} in {path}", "a setting of `proponent audit`", did_you_mean(name, known)
+                )
+        return cls(**values)
+
+    def made_from(self, contents: dict[str, Any]) -> dict[str, Any]:
+        """What the stored stages depend on: every setting but where they lie, and the files' contents."""
+        chosen = {k: v for k, v in asdict(self).items() if k not in ("out", "splits")}
+        return json.loads(json.dumps({**chosen, **contents}))

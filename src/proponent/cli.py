@@ -1,0 +1,123 @@
+"""The command `proponent`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from proponent.errors import InputError, ProponentError
+
+app = typer.Typer(
+    help="Which training data made this model behave as it does?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Which training data made this model behave as it does?"""
+
+
+@app.command()
+def audit(
+    file: Annotated[
+        str | None,
+        typer.Argument(help="CSV, TSV, Parquet or JSON lines (may be compressed), or a folder of images by class."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The label column.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run directory.  [default: audits/NAME]")] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Held-out rows in a file of the same columns; otherwise a fifth is held out.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Your own embeddings, an .npy file with one row per row of FILE.")
+    ] = None,
+    test_features: Annotated[str | None, typer.Option(help="The same for --test.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="A column naming each row's source or person: values are added up by it.")
+    ] = None,
+    id: Annotated[str | None, typer.Option(help="A column naming each row.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Your own scikit-learn estimator as file.py:name. The file is run.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression; found by itself.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Read only a random subset of this many rows.")] = None,
+    queries: Annotated[int, typer.Option(help="Held-out rows that values are measured on.")] = 2000,
+    splits: Annotated[int, typer.Option(help="Repetitions of the self-check; 0 leaves it out.")] = 10,
+    check_rows: Annotated[int, typer.Option(help="The most rows that a repetition of the self-check works on.")] = 8000,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    config: Annotated[str | None, typer.Option(help="Repeat the run of this config.yaml.")] = None,
+) -> None:
+    """Find what is wrong with a table of training data, and check it by refitting.
+
+    Writes issues.csv, values.csv, attribution.zarr and report.html to the run directory. A killed run, started again
+    with the same command, goes on where it stopped.
+    """
+    from proponent.audit.settings import Settings
+
+    def settings() -> Settings:
+        if config is not None:
+            return Settings.from_yaml(config)
+        if file is None or label is None:
+            raise InputError("no table or no label", "both", "proponent audit FILE --label COLUMN")
+        where = out or str(Path("audits") / Path(file).name.split(".")[0])
+        return Settings(
+            file,
+            label,
+            where,
+            test,
+            features,
+            test_features,
+            group,
+            id,
+            model,
+            task,
+            rows,
+            queries,
+            splits,
+            check_rows,
+            seed,
+        )
+
+    _guarded(lambda: run_audit(settings()))
+
+
+def run_audit(settings: object) -> None:
+    """Audit, and print what was found."""
+    from proponent.audit.run import audit as run
+    from proponent.audit.settings import Settings
+    from proponent.report.terminal import summarise
+
+    assert isinstance(settings, Settings)
+    console = Console()
+    with Console(stderr=True).status(f"Auditing {Path(settings.file).name} …"):
+        result = run(settings)
+    summarise(result, console, Path(settings.out) / "report.html")
+
+
+@app.command()
+def demo(out: Annotated[str, typer.Option(help="Where the two audits go.")] = "demo") -> None:
+    """Audit digits with 5 % of labels flipped, and breast cancer as it is; both come with scikit-learn."""
+    from proponent.audit.demo import run_demo
+
+    _guarded(lambda: run_demo(Path(out), Console()))
+
+
+def _guarded(work: object) -> None:
+    """Run; tell errors in words, without a traceback, and exit with 1."""
+    assert callable(work)
+    try:
+        work()
+    except ProponentError as e:
+        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(e)))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. What is done is kept; the same command goes on from there.")
+        sys.exit(130)
