@@ -68,7 +68,7 @@ def memorized(effects: Arrays, labels: Array, classes: tuple[str, ...]) -> pd.Da
     at = np.flatnonzero((gain >= MEMORIZED) | (flipped & (gain >= 0.05)))
     at = at[np.argsort(-gain[at], kind="stable")]
     reasons = [
-        f"Predicted {str(labels[i])!r} with probability {effects['probability_within'][i]:.0%} by the model that was trained on it, "
+        f"Predicted {str(labels[i])!r} with probability {effects['probability_within'][i]:.0%} by the model trained on it, "
         f"{effects['probability'][i]:.0%} by the same model without it."
         for i in at
     ]
