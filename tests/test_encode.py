@@ -14,8 +14,9 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import LogisticRegression
 
-from proponent.audit.encode import SignedLog, encode, encoder, read_features
+from proponent.audit.encode import encode, encoder, read_features
 from proponent.audit.read import Table, read_like, read_table
+from proponent.audit.transforms import SignedLog
 from proponent.errors import InputError
 
 WORDS = np.array(["free", "win", "call", "later", "home", "lunch", "ok", "see", "you", "now"])

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proponent.audit import read
 from proponent.audit.read import Table, read_like, read_table
+from proponent.audit.reading import delimited, files, source
 from proponent.errors import InputError, MissingExtra
 
 JOBS = ("cook", "nurse", "smith")
@@ -96,7 +96,7 @@ def test_encodings(tmp_path: Path, encoding: str, says: bool) -> None:
 
 
 def test_wrong_encoding_far_into_a_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "HEAD_BYTES", 10_000)
+    monkeypatch.setattr(source, "HEAD_BYTES", 10_000)
     path = tmp_path / "t.csv"
     path.write_bytes(b"a,y\n" + b"1,no\n2,yes\n" * 50_000 + "3,café\n4,café\n".encode("cp1252"))
     table = read_table(path, label="y", task="classification")
@@ -369,7 +369,7 @@ def test_bad_json_lines_are_named(tmp_path: Path, line: str, says: str) -> None:
 
 
 def test_a_file_too_large_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "HEAD_BYTES", 20_000)
+    monkeypatch.setattr(source, "HEAD_BYTES", 20_000)
     frame = people(20_000)
     for path in (save(tmp_path, frame), save(tmp_path, frame, "t.csv.gz")):
         with pytest.raises(InputError, match=r"needs about .* GB .* rows.*at most the 0.001 GB.*--rows \d+"):
@@ -381,7 +381,7 @@ def test_a_file_too_large_is_refused_with_the_remedy(tmp_path: Path, monkeypatch
 
 
 def test_available_memory_is_read() -> None:
-    assert 1e7 < read._available() < 1e15
+    assert 1e7 < source.available_memory() < 1e15
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -395,7 +395,8 @@ def test_a_subset_is_uniform_and_repeatable(tmp_path: Path, suffix: str, monkeyp
     else:
         frame.to_parquet(path)
     table = read_table(path, label="paid", rows=300, seed=3)
-    monkeypatch.setattr(read, "CHUNK_ROWS", 700)
+    monkeypatch.setattr(delimited, "CHUNK_ROWS", 700)
+    monkeypatch.setattr(files, "CHUNK_ROWS", 700)
     again = read_table(path, label="paid", rows=300, seed=3)
     pd.testing.assert_frame_equal(table.frame, again.frame, check_categorical=False)
     assert len(table) == 300 and table.total == 5000 and warned(table, "300 of 5000", "seed 3")
@@ -493,8 +494,9 @@ def test_held_out_images_take_the_same_shape(tmp_path: Path) -> None:
 
 
 def test_xz_is_streamed_and_sized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "HEAD_BYTES", 200_000)
+    monkeypatch.setattr(source, "HEAD_BYTES", 200_000)
     path = tmp_path / "t.csv.xz"
     path.write_bytes(lzma.compress(people(50_000).to_csv(index=False).encode()))
-    head, size = read._head(read._File(path))
-    assert len(head) == read.HEAD_BYTES and 0.5 < size / len(lzma.decompress(path.read_bytes())) < 2
+    head = source.read_head(source.File(path))
+    assert head.cut and len(head.content) == source.HEAD_BYTES
+    assert 0.5 < head.size / len(lzma.decompress(path.read_bytes())) < 2

@@ -32,7 +32,7 @@ def audit(
         typer.Argument(help="CSV, TSV, Parquet or JSON lines (may be compressed), or a folder of images by class."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The label column.")] = None,
-    out: Annotated[str | None, typer.Option(help="The run directory.  [default: audits/NAME]")] = None,
+    out: Annotated[str | None, typer.Option(help="The run directory; audits/NAME by default.")] = None,
     test: Annotated[
         str | None, typer.Option(help="Held-out rows in a file of the same columns; otherwise a fifth is held out.")
     ] = None,
@@ -51,7 +51,7 @@ def audit(
     rows: Annotated[int | None, typer.Option(help="Read only a random subset of this many rows.")] = None,
     queries: Annotated[int, typer.Option(help="Held-out rows that values are measured on.")] = 2000,
     splits: Annotated[int, typer.Option(help="Repetitions of the self-check; 0 leaves it out.")] = 10,
-    check_rows: Annotated[int, typer.Option(help="The most rows that a repetition of the self-check works on.")] = 8000,
+    check_rows: Annotated[int, typer.Option(help="The most rows that a repetition of the self-check works on.")] = 5000,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     config: Annotated[str | None, typer.Option(help="Repeat the run of this config.yaml.")] = None,
 ) -> None:

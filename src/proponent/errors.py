@@ -27,7 +27,8 @@ class ProponentError(Exception):
 
     def __init__(self, got: str, wanted: str, do: str) -> None:
         self.got, self.wanted, self.do = got, wanted, do
-        super().__init__(f"Got {got}; wanted {wanted}. What to do: {do.rstrip('.')}.")
+        end = "" if do.endswith("?") else "."
+        super().__init__(f"Got {got}; wanted {wanted}. What to do: {do.rstrip('.')}{end}")
 
     def __reduce__(self) -> tuple[type[ProponentError], tuple[str, str, str]]:
         return type(self), (self.got, self.wanted, self.do)

@@ -68,7 +68,8 @@ def find_label_errors(
 
     Round 0 predicts every row by models fitted on the other folds and fits P(given | true) and the pooling of the models
     to the given labels (see `fit_label_noise`). Each further round deals new folds and refits with every row weighted
-    by its probability of being right. At the end the noise model pools the predictions of all rounds.
+    by its probability of being right. At the end the noise model pools the predictions of all rounds. Where round 0 shows no
+    evidence of wrong labels, it is the last.
     Scores follow the rows' ids, not their order, and do not depend on what the classes are called.
 
     >>> from sklearn.datasets import load_iris
@@ -151,9 +152,8 @@ def _classes(X: Any, y: Array, weights: Array, estimators: Sequence[Any] | None,
     probabilities, noise = _denoised(members, X, codes, weights, deal, weights * judged)
     true, wrong = noise.true(probabilities), noise.wrong(probabilities, codes)
     rate = float(np.average(wrong[judged], weights=_positive(weights[judged])))
-    wrong = np.where(
-        judged, wrong, np.minimum(rate, FLAGGED / 2)
-    )  # too few rows to tell: the average row's probability
+    unknown = min(rate, FLAGGED / 2)  # too few rows to tell: as likely wrong as the average row
+    wrong = np.where(judged, wrong, unknown)
     others = true.copy()
     others[np.arange(len(codes)), codes] = -1
     suggested = others.argmax(axis=1)
@@ -177,10 +177,12 @@ def _denoised(
     trust = None
     for turn in range(deal.rounds + 1):
         turns.append(out_of_sample(members, X, codes, deal.fold(codes, turn), weights=weights, keep=trust))
-        noise = fit_label_noise(turns[-1], codes, judged)
+        noise = fit_label_noise(turns[-1], codes, judged, evident=turn > 0)
+        if turn == 0 and not noise.evident():
+            return turns[0], noise
         trust = np.maximum(1 - noise.wrong(turns[-1], codes), LEAST_TRUST)
     everything = np.concatenate(turns)
-    return everything, fit_label_noise(everything, codes, judged)
+    return everything, fit_label_noise(everything, codes, judged, evident=True)
 
 
 def _numbers(X: Any, y: Array, weights: Array, estimators: Sequence[Any] | None, deal: _Deal) -> _Found:

@@ -36,6 +36,10 @@ class LabelNoise:
     offsets: Array
     rates: Array
 
+    def evident(self) -> bool:
+        """Whether the labels gave evidence of any noise."""
+        return bool(self.rates.max() > 2 * expit(NO_NOISE))
+
     def true(self, probabilities: Array) -> Array:
         """P(true = t | x), shape (n, C), from the members' probabilities, shape (members, n, C)."""
         return _pooled(self.pooling, self.offsets, _centred_logs(probabilities))
@@ -46,12 +50,14 @@ class LabelNoise:
         return np.clip(1 - right, 0, 1)
 
 
-def fit_label_noise(probabilities: Array, codes: Array, weights: Array | None = None) -> LabelNoise:
+def fit_label_noise(
+    probabilities: Array, codes: Array, weights: Array | None = None, *, evident: bool = False
+) -> LabelNoise:
     """Pooling weights, class offsets and flip rates of greatest likelihood for the given labels.
 
     maximises Σ_i w_i log Σ_t P(given_i | t) P(t | x_i), so a row that contradicts confident predictions costs log ρ
-    and no more: wrong labels do not bend the calibration. Where noise does not raise the log-likelihood by log n, there is no
-    evidence of it (labels may as well be unpredictable), and the rates are set to 0.03 %.
+    and no more: wrong labels do not bend the calibration. Where noise does not raise the log-likelihood by ½ log n (the
+    Bayesian information criterion for one parameter) the labels may as well be hard to predict, and the rates are set to 0.03 %.
 
     >>> rng = np.random.default_rng(0)
     >>> p = rng.beta(0.2, 0.2, 4000)
@@ -64,6 +70,7 @@ def fit_label_noise(probabilities: Array, codes: Array, weights: Array | None = 
         probabilities: (members, n, C) out-of-sample probabilities, positive.
         codes: (n,) the given labels as 0 … C−1.
         weights: (n,) sample weights ≥ 0; ones where None.
+        evident: whether there is noise is settled already, so that no evidence is asked for.
 
     Source: Patrini et al., Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach, CVPR 2017
     (the corrected likelihood); Bootkrajang and Kabán, Label-Noise Robust Logistic Regression, ECML 2012.
@@ -83,17 +90,19 @@ def fit_label_noise(probabilities: Array, codes: Array, weights: Array | None = 
     noisy = np.concatenate([plain[: members + classes], np.full(classes, START)])
     noisy, with_noise = fit(noisy, MOST_NOISE)
     rows = np.count_nonzero(weight)
-    a, b, u = np.split(noisy if rows * (without - with_noise) > np.log(rows) else plain, [members, members + classes])
+    evident = evident or rows * (without - with_noise) > np.log(rows) / 2
+    a, b, u = np.split(noisy if evident else plain, [members, members + classes])
     return LabelNoise(a, b, expit(u))
 
 
 def label_error_scores(probabilities: Array, labels: Array) -> Array:
     """The probability that each given label is wrong, from out-of-sample class probabilities.
 
-    >>> p = np.array([[0.98, 0.02]] * 50 + [[0.02, 0.98]] * 50)
-    >>> labels = np.array([0] * 49 + [1] * 50 + [0])
-    >>> np.flatnonzero(label_error_scores(p, labels) > 0.5).tolist()
-    [49, 99]
+    >>> p = expit(np.linspace(-8, 8, 400))
+    >>> labels = (p > 0.5).astype(int)
+    >>> labels[[0, 10, 20, 390]] = [1, 1, 1, 0]
+    >>> np.flatnonzero(label_error_scores(np.stack([1 - p, p], axis=1), labels) > 0.5).tolist()
+    [0, 10, 20, 390]
 
     Args:
         probabilities: (n, C) or (members, n, C).

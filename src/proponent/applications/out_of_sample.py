@@ -21,7 +21,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 STRENGTHS = (2.0, 20.0)  # inverse weight decay of the linear members, for rows of mean squared norm 1
 LEAST = 1e-6  # probabilities below are not believed
-BOOSTED_NUMBERS = 20_000_000  # numbers in a dense matrix up to which boosted trees are worth their time
+BOOSTED_NUMBERS = 20_000_000  # numbers in a dense matrix, times trees per round, up to which boosting is worth its time
+SMALL = 1_000_000  # and up to which more and smaller steps are
 HALF = 0.5
 
 
@@ -53,8 +54,9 @@ def default_classifiers(X: Any, classes: int) -> list[Any]:
     The inverse weight decay is divided by the rows' mean squared norm, so that it means the same for any scale of features.
     """
     members: list[Any] = [LogisticRegression(C=c / _mean_squared_norm(X), tol=1e-3, max_iter=300) for c in STRENGTHS]
-    if not sparse.issparse(X) and X.size * max(classes - 1, 1) <= BOOSTED_NUMBERS:
-        rounds = 40 if classes <= 3 else 20
+    work = X.shape[0] * X.shape[1] * max(classes - 1, 1)
+    if not sparse.issparse(X) and work <= BOOSTED_NUMBERS:
+        rounds = 40 if work <= SMALL else 25
         members.append(
             HistGradientBoostingClassifier(
                 max_iter=rounds,

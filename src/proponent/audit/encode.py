@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -19,14 +17,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from proponent.audit.read import Table
+from proponent.audit.transforms import (
+    SignedLog,
+    date_names,
+    date_parts,
+    heavy_tailed,
+    is_missing,
+    text_count_names,
+    text_counts,
+    unit_scale,
+)
 from proponent.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 COMPONENTS = 100  # principal components kept of an image
 WORDS = r"(?u)\b\w+\b|[£$€!?]"  # single characters and marks of money and excitement say much in short texts
-DATE_PARTS = ("time", "year", "month sin", "month cos", "weekday sin", "weekday cos")
-TEXT_COUNTS = ("characters", "words", "digits", "capitals")
 
 
 @dataclass(frozen=True)
@@ -46,35 +52,6 @@ class Encoded:
     used_as: dict[str, str]
 
 
-class SignedLog(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Heavy-tailed numbers on a logarithmic scale, through 0 and with their sign.
-
-    x → sign(x) log(1 + |x| / s),  s = median of |x| over x ≠ 0, so that the result does not depend on the unit of x.
-
-    >>> SignedLog().fit_transform(np.array([[0.0], [-10.0], [10.0], [1e6]])).round(2).ravel().tolist()
-    [0.0, -0.69, 0.69, 11.51]
-    """
-
-    def fit(self, X: Any, y: Any = None) -> SignedLog:
-        """The typical size of each column."""
-        size = np.abs(np.asarray(X, dtype=np.float64))
-        typical = [np.median(c[c > 0]) if (c > 0).any() else 1.0 for c in size.T]
-        self.scale_ = np.maximum(typical, np.finfo(np.float64).tiny)
-        self.n_features_in_ = size.shape[1]
-        return self
-
-    def transform(self, X: Any) -> Array:
-        """The columns on that scale."""
-        values = np.asarray(X, dtype=np.float64)
-        with np.errstate(over="ignore"):
-            ratio = np.minimum(np.abs(values) / self.scale_, np.finfo(np.float64).max)
-        return np.sign(values) * np.log1p(ratio)
-
-    def get_feature_names_out(self, input_features: Any = None) -> Array:
-        """The columns' own names."""
-        return np.asarray(input_features, dtype=object)
-
-
 def encoder(table: Table, *, max_categories: int = 50, max_terms: int = 4000) -> ColumnTransformer:
     """What turns a table's `inputs` into features: an unfitted scikit-learn object without randomness.
 
@@ -90,7 +67,7 @@ def encoder(table: Table, *, max_categories: int = 50, max_terms: int = 4000) ->
     """
     if table.pixels is not None:
         parts = min(COMPONENTS, *table.pixels.shape)
-        pixels = make_pipeline(FunctionTransformer(_unit), PCA(parts, random_state=0))
+        pixels = make_pipeline(FunctionTransformer(unit_scale), PCA(parts, random_state=0))
         return ColumnTransformer([("pixels", pixels, slice(0, table.pixels.shape[1]))])
     of = {kind: [c for c in table.frame.columns if table.kinds[c] == kind] for kind in ("category", "date", "text")}
     numbers, heavy = _numbers(table)
@@ -101,12 +78,12 @@ def encoder(table: Table, *, max_categories: int = 50, max_terms: int = 4000) ->
         handle_unknown="infrequent_if_exist",
         feature_name_combiner=_level,
     )
-    parts_of_dates = FunctionTransformer(_date_parts, feature_names_out=_date_names)
+    parts_of_dates = FunctionTransformer(date_parts, feature_names_out=date_names)
     steps: list[tuple[str, Any, Any]] = [
         ("number", make_pipeline(_median(), StandardScaler()), numbers),
         ("heavy", make_pipeline(_median(), SignedLog(), StandardScaler()), heavy),
         ("date", make_pipeline(parts_of_dates, _median(), StandardScaler()), of["date"]),
-        ("missing", FunctionTransformer(_is_missing), gaps),
+        ("missing", FunctionTransformer(is_missing), gaps),
         ("category", levels, of["category"]),
     ]
     for j, column in enumerate(of["text"]):
@@ -117,7 +94,7 @@ def encoder(table: Table, *, max_categories: int = 50, max_terms: int = 4000) ->
             min_df=2 if len(table) >= 200 else 1,
             max_features=max_terms,
         )
-        counts = make_pipeline(FunctionTransformer(_counts, feature_names_out=_count_names), StandardScaler())
+        counts = make_pipeline(FunctionTransformer(text_counts, feature_names_out=text_count_names), StandardScaler())
         steps += [(f"text {j}", terms, column), (f"counts {j}", counts, [column])]
     return ColumnTransformer([s for s in steps if len(s[2])], sparse_threshold=1.0)
 
@@ -220,53 +197,8 @@ def _numbers(table: Table) -> tuple[list[str], list[str]]:
     heavy: dict[str, bool] = {}
     for column in (c for c in table.frame.columns if table.kinds[c] == "number"):
         values = table.frame[column].dropna().to_numpy()
-        heavy[column] = _heavy_tailed(values)
+        heavy[column] = heavy_tailed(values)
     return [c for c, h in heavy.items() if not h], [c for c, h in heavy.items() if h]
-
-
-def _heavy_tailed(values: Array) -> bool:
-    """Skewness beyond 2 in a column of more than two values whose largest is far above the typical one."""
-    size = np.abs(values)
-    size = size / max(size.max(initial=0.0), np.finfo(np.float64).tiny)
-    present = size[size > 0]
-    if len(present) < 5 or len(np.unique(present[:1000])) < 3:
-        return False
-    centred = np.sign(values) * size
-    centred = centred - centred.mean()
-    skewness = abs((centred**3).mean()) / max((centred**2).mean() ** 1.5, np.finfo(np.float64).tiny)
-    return bool(skewness > 2 or np.median(present) < 0.001)
-
-
-def _is_missing(frame: pd.DataFrame) -> Array:
-    return frame.isna().to_numpy(dtype=np.float64)
-
-
-def _unit(pixels: Any) -> Array:
-    return np.asarray(pixels, dtype=np.float64) / 255
-
-
-def _date_parts(frame: pd.DataFrame) -> Array:
-    parts = []
-    for column in frame.columns:
-        date = frame[column].dt
-        months, days = 2 * np.pi * (date.month - 1) / 12, 2 * np.pi * date.day_of_week / 7
-        years = (frame[column] - pd.Timestamp(2000, 1, 1)) / pd.Timedelta(days=365.2425)
-        parts += [years, date.year, np.sin(months), np.cos(months), np.sin(days), np.cos(days)]
-    return np.column_stack([np.asarray(p, dtype=np.float64) for p in parts])
-
-
-def _date_names(_: Any, columns: Any) -> list[str]:
-    return [f"{column}: {part}" for column in columns for part in DATE_PARTS]
-
-
-def _counts(frame: pd.DataFrame) -> Array:
-    text = frame.iloc[:, 0].astype(object).str
-    counts = (text.len(), text.count(r"\S+"), text.count(r"\d"), text.count(r"[A-Z]"))
-    return np.log1p(np.column_stack([np.asarray(c, dtype=np.float64) for c in counts]))
-
-
-def _count_names(_: Any, columns: Any) -> list[str]:
-    return [f"{columns[0]}: {count}" for count in TEXT_COUNTS]
 
 
 def _level(column: str, level: Any) -> str:

@@ -25,7 +25,8 @@ MOST = 0.02  # share of rows that a rule without a natural scale may flag
 def harmful(effects: Arrays, task: str) -> pd.DataFrame:
     """Rows whose value is negative beyond chance and far below the bulk."""
     value, stderr = effects["value"], effects["stderr"]
-    below = -_deviations(value)
+    below = np.zeros(len(value))
+    below[value != 0] = -_deviations(value[value != 0])
     flagged = (below > HARMFUL) & (value < -CERTAIN * stderr)
     at = _most(flagged, below)
     what = "loss" if task == "classification" else "squared error"
@@ -44,15 +45,19 @@ def harmful(effects: Arrays, task: str) -> pd.DataFrame:
 def influential(effects: Arrays) -> pd.DataFrame:
     """Rows that move held-out predictions far more than the bulk does, for better or worse."""
     size = effects["magnitude"]
-    above = _deviations(np.log(np.maximum(size, 1e-300)))
+    moving = size > 1e-12 * size.max(initial=0.0)  # rows off the margin of an SVM move nothing
+    if not moving.any():
+        return _frame(np.empty(0, dtype=int), "influential", np.empty(0), [])
+    above = np.zeros(len(size))
+    above[moving] = _deviations(np.log(size[moving]))
     at = _most(above > INFLUENTIAL, above)
-    typical = float(np.median(size))
+    typical = float(np.median(size[moving]))
     return _frame(
         at,
         "influential",
         1.0 - INFLUENTIAL / above[at] / 2,
         [
-            f"Held-out predictions move {size[i] / max(typical, 1e-300):.0f} times as much without it as without a typical row."
+            f"Held-out predictions move {size[i] / typical:.0f} times as much without it as without a typical row."
             for i in at
         ],
     )
@@ -123,6 +128,8 @@ def repeated(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _deviations(values: Array) -> Array:
+    if len(values) == 0:
+        return values
     centre = np.median(values)
     scale = 1.4826 * np.median(np.abs(values - centre))
     return np.asarray((values - centre) / max(scale, 1e-300))
@@ -140,5 +147,6 @@ def _frame(at: Array, kind: str, severity: Array, reasons: list[str]) -> pd.Data
         "severity": np.asarray(severity, float),
         "reason": reasons,
         "suggested": "",
+        "partner": -1,
     }
     return pd.DataFrame(columns, columns=list(COLUMNS))

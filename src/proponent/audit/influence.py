@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
-from proponent.audit.model import Chosen
+from proponent.audit.model import Chosen, told_in_words
 from proponent.audit.prepare import Data, Part
 from proponent.examples import Examples
 from proponent.methods.knn_shapley import KNNShapley
@@ -29,7 +29,8 @@ def encoded_examples(part: Part, inputs: Any = None) -> Examples:
 
 def fit_exact(data: Data, chosen: Chosen) -> FittedLeaveOneOut:
     """Leave-one-out around the model under audit, by one Newton step; `certified` takes the second."""
-    fitted = LeaveOneOut(steps=1).fit(SklearnRecipe(chosen.estimator), encoded_examples(data.train, chosen.train))
+    with told_in_words(chosen.estimator):
+        fitted = LeaveOneOut(steps=1).fit(SklearnRecipe(chosen.estimator), encoded_examples(data.train, chosen.train))
     assert isinstance(fitted, FittedLeaveOneOut)
     return fitted
 

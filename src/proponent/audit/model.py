@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from proponent.audit.prepare import Data
 from proponent.convex.sklearn_models import OBJECTIVES
-from proponent.errors import InputError, did_you_mean
+from proponent.errors import InputError, ProponentError, did_you_mean
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,7 +53,7 @@ def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen
     if path is not None:
         model = load_model(path)
         final = model[-1] if isinstance(model, Pipeline) else model
-        exact = isinstance(final, tuple(OBJECTIVES))
+        exact = type(final) in OBJECTIVES
         if (data.task == "classification") != is_classifier(model):
             kind = "classifier" if is_classifier(model) else "regressor"
             raise InputError(
@@ -59,8 +61,8 @@ def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen
             )
         return Chosen(
             model,
-            data.train.table.frame,
-            data.heldout.table.frame,
+            data.train.table.inputs,
+            data.heldout.table.inputs,
             exact,
             f"{type(final).__name__} from {Path(path).name}",
         )
@@ -123,7 +125,11 @@ def load_model(path: str) -> Any:
     spec = importlib.util.spec_from_file_location("proponent_user_model", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        got = f"{type(error).__name__} ({error}) when {file} is run"
+        raise InputError(got, "a Python file that runs", f"make `python {file}` run") from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise InputError(f"no {name!r} in {file}", "the name of an estimator", did_you_mean(name, public))
@@ -135,11 +141,27 @@ def load_model(path: str) -> Any:
     return clone(model)
 
 
+@contextmanager
+def told_in_words(estimator: Any) -> Iterator[None]:
+    """What a model cannot be fitted to, told without a traceback."""
+    try:
+        yield
+    except ProponentError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{type(error).__name__} ({str(error).splitlines()[0]}) when the {type(estimator).__name__} is fitted",
+            "a model that takes the table's columns, texts and missing values among them",
+            "put what encodes them (a ColumnTransformer) before it in a Pipeline",
+        ) from error
+
+
 def fit_quietly(estimator: Any, X: Any, y: Array) -> Any:
     """A fitted clone; that an optimiser stops short of its tolerance does not matter to accuracies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return clone(estimator).fit(X, y)
+        with told_in_words(estimator):
+            return clone(estimator).fit(X, y)
 
 
 def measure(model: Any, X: Any, y: Array, task: str) -> dict[str, float]:

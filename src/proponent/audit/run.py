@@ -41,7 +41,7 @@ from proponent.audit.result import Audit
 from proponent.audit.settings import Settings
 from proponent.audit.trust import trust_in
 from proponent.audit.write import write
-from proponent.errors import ProponentWarning
+from proponent.errors import InputError, ProponentWarning
 from proponent.examples import Description, Examples
 from proponent.methods.knn_shapley import KNNShapley
 from proponent.methods.leave_one_out import FittedLeaveOneOut
@@ -69,6 +69,8 @@ def audit(file: str | Path | Settings, label: str | None = None, out: str | Path
         FingerprintMismatch: `out` holds another audit.
     """
     settings = file if isinstance(file, Settings) else Settings(str(file), str(label), str(out), **options)
+    if Path(settings.out).is_file():
+        raise InputError(f"the file {settings.out!r} as run directory", "a directory", "name another with --out")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ProponentWarning)
@@ -101,8 +103,8 @@ class _Work:
 
 
 def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
-    stages = Stages.open(Path(settings.out) / "stages", settings.made_from(_contents(settings)))
     data = prepare(settings)
+    stages = Stages.open(Path(settings.out) / "stages", settings.made_from(_contents(settings)))
     strength = None
     if settings.model is None:
         strength = float(
@@ -122,10 +124,7 @@ def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
     groups = None if data.train.table.groups is None else work.frame("groups", lambda: _groups(work, effects))
     if not chosen.exact:
         reason = f"no exact leave-one-out for {chosen.words}; KNN-Shapley values stand in"
-        skipped += [
-            (check, reason)
-            for check in ("harmful rows", "memorized rows", "over-influential rows", "slices", "certificates")
-        ]
+        skipped.append(("harmful, memorized and over-influential rows, slices, certified bounds", reason))
     predictions = work.frame("predictions", lambda: _predictions(work))
     scores = _scores(work, predictions)
     shown = data.heldout.shown.take(data.heldout.shown.positions(predictions["query"].tolist()))
@@ -169,20 +168,15 @@ def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
 def _contents(settings: Settings) -> dict[str, Any]:
     """Fingerprints of the files that the run reads."""
     found: dict[str, Any] = {"proponent": proponent.__version__}
-    files = (
-        settings.file,
-        settings.test,
-        settings.features,
-        settings.test_features,
-        (settings.model or "").partition(":")[0],
-    )
-    for name in files:
+    files = {name: getattr(settings, name) for name in ("file", "test", "features", "test_features")}
+    files["model"] = (settings.model or "").partition(":")[0]
+    for role, name in files.items():
         if name and Path(name).is_file():
             with Path(name).open("rb") as f:
-                found[f"content of {Path(name).name}"] = hashlib.file_digest(f, "blake2b").hexdigest()[:32]
+                found[f"{role} content"] = hashlib.file_digest(f, "blake2b").hexdigest()[:32]
         elif name and Path(name).is_dir():
             listed = sorted((str(p.relative_to(name)), p.stat().st_size) for p in Path(name).rglob("*") if p.is_file())
-            found[f"content of {Path(name).name}"] = hashlib.blake2b(repr(listed).encode()).hexdigest()[:32]
+            found[f"{role} content"] = hashlib.blake2b(repr(listed).encode()).hexdigest()[:32]
     return found
 
 
@@ -325,7 +319,9 @@ def _self_check(work: _Work) -> tuple[pd.DataFrame, pd.DataFrame]:
         return selfcheck.plan(data, chosen, work.fitted())
 
     def split(r: int) -> Arrays:
-        found = run_split(plan(), rows, y, r, evaluation=other, seed=settings.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ProponentWarning)  # said once, of the model itself
+            found = run_split(plan(), rows, y, r, evaluation=other, seed=settings.seed)
         return {name: np.asarray(value) for name, value in found.items()}
 
     outcomes = []

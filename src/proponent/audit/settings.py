@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from proponent.errors import InputError, did_you_mean
+
+LEAST = {"rows": 1, "queries": 1, "splits": 0, "check_rows": 40, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,19 @@ class Settings:
     rows: int | None = None
     queries: int = 2000
     splits: int = 10
-    check_rows: int = 8000
+    check_rows: int = 5000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if name == "rows" and value is None:
+                continue
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} = {value!r}", f"a whole number of at least {least}", f"change {name}")
+        for name in ("file", "label", "out"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} = {getattr(self, name)!r}", "text", f"put {name} in quotes")
 
     def command(self) -> str:
         """The shell command that repeats the audit."""
@@ -81,6 +94,9 @@ class Settings:
                 raise InputError(
                     f"setting {name!r} in {path}", "a setting of `proponent audit`", did_you_mean(name, known)
                 )
+        absent = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if absent:
+            raise InputError(f"no {' and no '.join(absent)} in {path}", "a run's config.yaml", "add the missing lines")
         return cls(**values)
 
     def made_from(self, contents: dict[str, Any]) -> dict[str, Any]:

@@ -36,13 +36,11 @@ def trust_in(
     if "influential" in kinds:
         out.append(Trust("influential", "high", f"{exact} Influence is not harm: look whether the row is real."))
     if "conflict" in kinds:
-        out.append(
-            Trust(
-                "conflict",
-                "high",
-                "Equal or nearly equal rows with different labels cannot all be right, unless a column is missing.",
-            )
-        )
+        why = "Equal or nearly equal rows with different labels cannot all be right, unless a column is missing."
+        rate = float((issues["kind"] == "conflict").sum()) / len(data.train)
+        often = f" It is likely that one is: {rate:.0%} of the training rows are contradicted."
+        common = rate > 0.05
+        out.append(Trust("conflict", "medium" if common else "high", why + often * common))
     for kind in ("duplicate", "near_duplicate"):
         if kind in kinds:
             rate = float((issues["kind"] == kind).sum()) / len(data.train)
@@ -60,6 +58,8 @@ def _checked(checks: pd.DataFrame, what: str) -> tuple[Level, str]:
     if len(rows) == 0:
         return "medium", "Not checked by refitting."
     row = rows.iloc[0]
+    if row["rows"] < 1:
+        return "medium", "Not checked by refitting: too few such rows in the parts that it works on."
     bounds = f"95 % interval {row['gain_lower']:+.2%} to {row['gain_upper']:+.2%}"
     interval = f"{row['gain']:+.2%} {row['metric']} against random removal ({bounds})"
     if row["gain_lower"] > 0:

@@ -94,9 +94,10 @@ def curve(lines: Sequence[Line], width: int, x_label: str, y_label: str) -> str:
         parts.append(f'<line class="grid" x1="{left}" x2="{width - 14}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 8, y(tick) + 4, shown, "end", "tick"))
     for line in lines:
-        there = np.isfinite(line.middle + line.lower + line.upper)
-        forward = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[there], line.upper[there], strict=True)]
-        back = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[there], line.lower[there], strict=True)]
+        there = np.isfinite(line.middle)
+        known = there & np.isfinite(line.lower) & np.isfinite(line.upper)  # a single split has no interval
+        forward = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[known], line.upper[known], strict=True)]
+        back = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[known], line.lower[known], strict=True)]
         middle = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x[there], line.middle[there], strict=True)]
         parts.append(f'<polygon class="band {line.tone}" points="{" ".join(forward + back[::-1])}"/>')
         parts.append(f'<polyline class="line {line.tone}" points="{" ".join(middle)}"/>')

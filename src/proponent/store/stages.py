@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from proponent.errors import ProponentWarning
 from proponent.store.fingerprint import require_same
 
+WARNINGS = "(warnings)"
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -51,26 +54,37 @@ class Stages:
         return cls(directory, parts)
 
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The stage's arrays: read back where they lie whole, computed and kept otherwise."""
+        """The stage's arrays, and its ProponentWarnings again: read back where whole, computed and kept otherwise."""
         path, check = self.directory / f"{name}.npz", self.directory / f"{name}.blake2b"
         if path.exists() and check.exists():
             content = path.read_bytes()
             if hashlib.blake2b(content).hexdigest() == check.read_text().split()[0]:
                 with np.load(io.BytesIO(content), allow_pickle=False) as kept:
-                    return {key: kept[key] for key in kept.files}
+                    return _told({key: kept[key] for key in kept.files})
         start = time.perf_counter()
-        arrays = {key: np.asarray(value) for key, value in compute().items()}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ProponentWarning)
+            arrays = {key: np.asarray(value) for key, value in compute().items()}
+        told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ProponentWarning))
+        arrays[WARNINGS] = np.array(list(told), dtype=str)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
         digest = hashlib.blake2b(buffer.getvalue()).hexdigest()
         write_atomically(check, f"{digest} {time.perf_counter() - start:.3f}\n".encode())
-        return arrays
+        return _told(arrays)
 
     def seconds(self) -> dict[str, float]:
         """How long each kept stage took to compute."""
         files = sorted(self.directory.glob("*.blake2b"), key=lambda p: p.stat().st_mtime)
         return {p.stem: float(p.read_text().split()[1]) for p in files}
+
+
+def _told(arrays: Arrays) -> Arrays:
+    """The arrays, once the warnings kept among them are given."""
+    for message in arrays.pop(WARNINGS, ()):
+        warnings.warn(str(message), ProponentWarning, stacklevel=3)
+    return arrays
 
 
 def write_atomically(path: Path, content: bytes) -> None:
