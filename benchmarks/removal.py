@@ -11,14 +11,13 @@ does. Intervals: corrected resampled t (Nadeau and Bengio 2003), because splits 
 import argparse
 
 import numpy as np
-from data import load
 
+from data import load
 from proponent.applications.label_errors import find_label_errors
 from proponent.applications.removal_summary import interval
 from proponent.audit.model import STRENGTHS
 from proponent.audit.model import fit_quietly as fit
 from proponent.examples import Examples
-
 
 SETS = {"adult": 10_000, "spambase": None, "sms-spam": None, "digits": None}
 
@@ -61,7 +60,9 @@ def repetition(X, y, seed):
     relabelled[flagged] = found["suggested"].to_numpy()[flagged].astype(given.dtype)
     before = accuracy(every, given)
     removed = accuracy(np.delete(every, flagged), given)
-    random = np.mean([accuracy(np.delete(every, rng.choice(every, len(flagged), replace=False)), given) for _ in range(3)])
+    random = np.mean(
+        [accuracy(np.delete(every, rng.choice(every, len(flagged), replace=False)), given) for _ in range(3)]
+    )
     return len(flagged) / len(train), before, removed, random, accuracy(every, relabelled)
 
 
@@ -71,7 +72,9 @@ if __name__ == "__main__":
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     args = parser.parse_args()
     wins = 0
-    print(f"{'set':10} {'flagged':>8} {'as is':>8} {'removed':>8} {'random':>8} {'relabelled':>10}   gain over random (95 % interval)")
+    print(
+        f"{'set':10} {'flagged':>8} {'as is':>8} {'removed':>8} {'random':>8} {'relabelled':>10}   gain over random (95 % interval)"
+    )
     for name in args.sets:
         X, y = load(name, SETS[name])
         rows = np.array([repetition(X, y, seed) for seed in range(args.repeats)])

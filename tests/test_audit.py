@@ -138,6 +138,15 @@ def test_scores_can_be_loaded_and_explain_predictions(mixed: tuple[Settings, Aud
         np.testing.assert_allclose(e.proponents[0].score, scores.proponents(e.query, 1)["score"], rtol=0.05)
 
 
+def test_rows_are_shown_as_a_person_reads_them(mixed: tuple[Settings, Audit]) -> None:
+    frame = pd.read_csv(mixed[0].file).set_index("id")
+    shown = {**mixed[1].shown, **{e.query: e.shown for e in mixed[1].explained}}
+    for row, card in shown.items():
+        age = frame.loc[row, "age"]
+        assert card.fields["age"] == ("–" if np.isnan(age) else f"{age:.0f}")
+        assert card.fields["since"] == frame.loc[row, "since"] and card.fields["note"] == frame.loc[row, "note"]
+
+
 def test_text_of_the_data_is_never_markup(mixed: tuple[Settings, Audit], tmp_path: Path) -> None:
     frame = pd.read_csv(mixed[0].file)
     frame.loc[3, "paid"] = "no" if frame.loc[3, "paid"] == "yes" else "yes"
@@ -198,6 +207,8 @@ def test_flipped_labels_of_three_classes_rank_first(tmp_path: Path) -> None:
     assert found.classes == ("digit 0", "digit 1", "digit 2")
     assert planted_among_first(found, planted) >= 0.85
     assert any(check == "self-check" for check, _ in found.skipped) and len(found.checks) == 0
+    for name in ("checks", "curve"):
+        assert set(PROMISED[name].split()) <= set(pd.read_csv(tmp_path / "run" / f"{name}.csv").columns)
 
 
 def test_wrong_numbers_rank_first_in_regression(tmp_path: Path) -> None:
@@ -241,6 +252,7 @@ def test_a_table_of_one_text_column(tmp_path: Path) -> None:
     assert dict(zip(found.columns["column"], found.columns["kind"], strict=True)) == {"text": "text"}
     assert found.values.sort_values("label_error").iloc[-1]["row"] == "11"
     assert found.explained[0].shown.text and len(found.slices) == 0
+    assert set(PROMISED["slices"].split()) <= set(pd.read_csv(tmp_path / "run" / "slices.csv").columns)
 
 
 # What the user brings

@@ -1,7 +1,9 @@
+import warnings
+
 import numpy as np
 import pytest
 
-from proponent.errors import FingerprintMismatch
+from proponent.errors import FingerprintMismatch, ProponentWarning
 from proponent.store.stages import Stages
 
 
@@ -28,6 +30,18 @@ def test_a_damaged_stage_is_computed_again(tmp_path):
 
 
 def test_other_data_is_refused(tmp_path):
-    Stages.open(tmp_path, {"data": "d", "seed": 0})
+    Stages.open(tmp_path, {"data": "d", "seed": 9})  # nothing was made from this
+    Stages.open(tmp_path, {"data": "d", "seed": 0}).get("one", lambda: {"a": np.arange(3)})
     with pytest.raises(FingerprintMismatch, match="another seed"):
         Stages.open(tmp_path, {"data": "d", "seed": 1})
+
+
+def test_the_warnings_of_a_stage_are_given_again(tmp_path):
+    def compute():
+        warnings.warn("mind this", ProponentWarning, stacklevel=2)
+        return {"a": np.arange(3)}
+
+    for _ in range(2):
+        with pytest.warns(ProponentWarning, match="mind this"):
+            found = Stages.open(tmp_path, {"data": "d"}).get("one", compute)
+        assert list(found) == ["a"]

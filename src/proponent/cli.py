@@ -97,7 +97,7 @@ def run_audit(settings: object) -> None:
 
     assert isinstance(settings, Settings)
     console = Console()
-    with Console(stderr=True).status(f"Auditing {Path(settings.file).name} …"):
+    with Console(stderr=True).status(Text(f"Auditing {Path(settings.file).name} …")):
         result = run(settings)
     summarise(result, console, Path(settings.out) / "report.html")
 
@@ -116,7 +116,7 @@ def _guarded(work: object) -> None:
     try:
         work()
     except ProponentError as e:
-        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(e)))
+        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(e)), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. What is done is kept; the same command goes on from there.")

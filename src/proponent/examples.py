@@ -225,9 +225,13 @@ def _take(inputs: Any, at: Array) -> Any:
 
 
 def _shown(value: Any) -> str:
+    """A cell as a person reads it: a dash where missing, whole numbers in full, dates without an empty time."""
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return "–"
     if isinstance(value, float | np.floating):
-        return f"{value:.6g}"
-    return str(value)
+        number = float(value)
+        return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.6g}"
+    return str(value).removesuffix(" 00:00:00") if isinstance(value, pd.Timestamp) else str(value)
 
 
 def _bytes(part: Any) -> bytes:

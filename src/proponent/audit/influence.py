@@ -22,6 +22,10 @@ CERTIFY_ALL = 2e9
 """Rows² × parameters up to which every row's value gets its bounds (seconds); beyond, the reported rows do."""
 
 
+NEIGHBOUR_PAIRS = 60_000_000
+"""Pairs of training row and query that KNN-Shapley values look at; of more queries every k-th is taken."""
+
+
 def encoded_examples(part: Part, inputs: Any = None) -> Examples:
     """A part's rows as the model takes them."""
     return Examples(part.matrix if inputs is None else inputs, part.table.ids, part.labels)
@@ -47,14 +51,22 @@ def heldout_queries(data: Data, chosen: Chosen) -> Examples:
 
 def row_effects(data: Data, fitted: FittedLeaveOneOut, queries: Examples) -> Arrays:
     """Per training row: value, stderr, magnitude, self_influence, and its own prediction with and without it."""
-    values = fitted.values(queries).dataset
-    within, without = fitted.fit.model.optimum.logits, fitted.out_of_sample_logits()
+    measured = fitted.fit.queries(queries)
+    parts, outside_logits = [], []
+    for removed in fitted.removals(np.arange(len(data.train))):
+        score = fitted.measure(measured, removed)["score"]
+        spread = score.std(axis=0, ddof=1) / np.sqrt(len(score))
+        parts.append(np.stack([score.mean(axis=0), spread, np.abs(score).mean(axis=0)]))
+        outside_logits.append(fitted.own_logits(removed))
+    value, stderr, magnitude = np.concatenate(parts, axis=1)
+    within, without = fitted.fit.model.optimum.logits, np.concatenate(outside_logits)
+    own = fitted.fit.queries(fitted.fit.train).measurement
     problem = fitted.fit.model.problem
     arrays: Arrays = {
-        "value": np.asarray(values["value"]),
-        "stderr": np.asarray(values["stderr"]),
-        "magnitude": np.asarray(values["magnitude"]),
-        "self_influence": fitted.self_influence().value,
+        "value": value,
+        "stderr": stderr,
+        "magnitude": magnitude,
+        "self_influence": (own.value(within[:, :, None]) - own.value(without[:, :, None]))[:, 0],
         "cost": np.asarray(float(problem.rows) ** 2 * problem.parameters),
     }
     if data.task == "regression":
@@ -80,7 +92,8 @@ def class_probabilities(logits: Array) -> Array:
 
 def neighbour_values(data: Data) -> Arrays:
     """Each training row's mean KNN-Shapley value over the held-out queries."""
-    queries = encoded_examples(data.heldout).take(data.queries)
+    few = max(100, NEIGHBOUR_PAIRS // len(data.train))
+    queries = encoded_examples(data.heldout).take(data.queries[:: -(-len(data.queries) // few)])
     values = KNNShapley(k=5).fit(encoded_examples(data.train)).values(queries).dataset
     return {"value": np.asarray(values["value"]), "stderr": np.asarray(values["stderr"])}
 

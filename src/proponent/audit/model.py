@@ -71,7 +71,7 @@ def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen
     return Chosen(estimator, data.train.matrix, data.heldout.matrix, True, words)
 
 
-def default_model(data: Data, strength: float) -> tuple[Any, str]:
+def default_model(data: Data, strength: float, tolerance: float = 1e-6) -> tuple[Any, str]:
     """Logistic regression or ridge on the encoded features, these reduced where classes × features are too many."""
     features = data.train.matrix.shape[1]
     if data.task == "regression":
@@ -80,7 +80,7 @@ def default_model(data: Data, strength: float) -> tuple[Any, str]:
     outputs = 1 if classes == 2 else classes
     small = outputs * features <= 1000 and features < len(data.train) and not sparse.issparse(data.train.matrix)
     solver = "newton-cholesky" if small else "lbfgs"  # the former reaches the optimum itself, in a few steps
-    linear = LogisticRegression(C=strength, max_iter=2000, tol=1e-6, solver=solver)
+    linear = LogisticRegression(C=strength, max_iter=2000, tol=tolerance, solver=solver)
     words = f"logistic regression (C = {strength:g}) on {features:,} features"
     if outputs * features <= MOST_PARAMETERS:
         return linear, words
@@ -100,7 +100,7 @@ def choose_strength(data: Data, seed: int) -> float:
         X, y = X[common], y[common]
     scores = []
     for strength in STRENGTHS:
-        estimator, _ = default_model(data, strength)
+        estimator, _ = default_model(data, strength, tolerance=1e-3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             scores.append(cross_val_score(estimator, X, y, cv=3, scoring=scoring).mean())
@@ -134,10 +134,9 @@ def load_model(path: str) -> Any:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise InputError(f"no {name!r} in {file}", "the name of an estimator", did_you_mean(name, public))
     model = getattr(module, name)
-    if not hasattr(model, "fit") or not hasattr(model, "get_params"):
-        raise InputError(
-            f"{name} = {type(model).__name__}", "a scikit-learn estimator", "define an unfitted estimator or pipeline"
-        )
+    if isinstance(model, type) or not hasattr(model, "fit") or not hasattr(model, "get_params"):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"{name} = {kind}", "a scikit-learn estimator", "define an unfitted estimator or pipeline")
     return clone(model)
 
 

@@ -68,6 +68,17 @@ class Data:
     def task(self) -> str:
         return self.train.table.task
 
+    @property
+    def compared(self) -> Any:
+        """The training features by which rows are alike: the terms of texts, where there are texts; else all."""
+        places = self.encoded.encoder.output_indices_
+        terms = [
+            np.arange(*where.indices(self.train.matrix.shape[1]))
+            for name, where in places.items()
+            if name.startswith("text ")
+        ]
+        return self.train.matrix[:, np.concatenate(terms)] if terms else self.train.matrix
+
 
 def prepare(settings: Settings) -> Data:
     """Read, hold out, encode.

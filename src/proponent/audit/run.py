@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import is_classifier
 
 import proponent
 from proponent.applications.duplicates import Rows, find_duplicates
 from proponent.applications.removal_check import run_split
 from proponent.applications.removal_summary import summarise, summarise_curve
+from proponent.applications.slices import COLUMNS as SLICES
 from proponent.applications.slices import Factors, find_misleading_slices
 from proponent.attribution import Attribution
 from proponent.audit import findings, selfcheck
@@ -41,6 +41,7 @@ from proponent.audit.result import Audit
 from proponent.audit.settings import Settings
 from proponent.audit.trust import trust_in
 from proponent.audit.write import write
+from proponent.convex.predictor import Predictor
 from proponent.errors import InputError, ProponentWarning
 from proponent.examples import Description, Examples
 from proponent.methods.knn_shapley import KNNShapley
@@ -50,7 +51,9 @@ from proponent.store.stages import Arrays, Stages
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-REPORTED = 400  # rows per kind whose values get certified bounds
+REPORTED = 150  # rows per kind whose values get certified bounds
+NEAR_ROWS = 50_000  # training rows up to which near duplicates are looked for (exact ones always)
+SLICE_NUMBERS = 20_000_000  # rows × parameters that slices look at; of larger sets a random part stands for all
 SCORED_QUERIES = 50  # held-out rows whose scores for every training row are written to attribution.zarr
 
 
@@ -69,8 +72,6 @@ def audit(file: str | Path | Settings, label: str | None = None, out: str | Path
         FingerprintMismatch: `out` holds another audit.
     """
     settings = file if isinstance(file, Settings) else Settings(str(file), str(label), str(out), **options)
-    if Path(settings.out).is_file():
-        raise InputError(f"the file {settings.out!r} as run directory", "a directory", "name another with --out")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ProponentWarning)
@@ -92,6 +93,7 @@ class _Work:
     chosen: Chosen
     stages: Stages
     fitted: Callable[[], FittedLeaveOneOut | None]
+    model: Callable[[], Any]
 
     @property
     def queries(self) -> Examples:
@@ -104,16 +106,20 @@ class _Work:
 
 def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
     data = prepare(settings)
-    stages = Stages.open(Path(settings.out) / "stages", settings.made_from(_contents(settings)))
+    try:
+        stages = Stages.open(Path(settings.out) / "stages", settings.made_from(_contents(settings)))
+    except OSError as e:
+        raise InputError(f"{e.strerror} for {settings.out!r}", "a writable directory", "name another with --out") from e
     strength = None
     if settings.model is None:
         strength = float(
             stages.get("strength", lambda: {"strength": np.asarray(choose_strength(data, settings.seed))})["strength"]
         )
     chosen = choose_model(settings.model, data, strength)
-    work = _Work(settings, data, chosen, stages, cache(lambda: fit_exact(data, chosen) if chosen.exact else None))
+    work = _work(settings, data, chosen, stages)
     skipped: list[tuple[str, str]] = []
 
+    metrics = stages.get("metrics", lambda: _metrics(work))
     labels = work.frame("label_errors", lambda: _label_errors(work))
     effects = stages.get("effects", lambda: _effects(work))
     nearest = stages.get("knn_shapley", lambda: neighbour_values(data))
@@ -122,6 +128,10 @@ def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
     bounds = stages.get("certified", lambda: _certified(work, effects, issues))
     slices = work.frame("slices", lambda: _slices(work))
     groups = None if data.train.table.groups is None else work.frame("groups", lambda: _groups(work, effects))
+    if len(data.train) > NEAR_ROWS:
+        skipped.append(
+            ("near duplicates", f"{len(data.train):,} training rows; the search takes long beyond {NEAR_ROWS:,}")
+        )
     if not chosen.exact:
         reason = f"no exact leave-one-out for {chosen.words}; KNN-Shapley values stand in"
         skipped.append(("harmful, memorized and over-influential rows, slices, certified bounds", reason))
@@ -135,7 +145,6 @@ def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
         skipped.append(("self-check", "left out by --splits 0"))
     values = _values_table(data, labels, effects, nearest, bounds)
     issues = _with_evidence(issues, values)
-    metrics = stages.get("metrics", lambda: _metrics(work))
     result = Audit(
         title=data.train.table.name,
         command=settings.command(),
@@ -151,7 +160,7 @@ def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
         issues=issues,
         values=values,
         groups=groups,
-        slices=slices[slices["flagged"].astype(bool)].drop(columns="flagged") if len(slices) else slices,
+        slices=slices[slices["flagged"].astype(bool)].drop(columns="flagged"),
         checks=checks,
         curve=curve,
         explained=explained(data, neighbours, predictions[["query", "predicted", "probability"]]),
@@ -163,6 +172,22 @@ def _audit(settings: Settings) -> tuple[Audit, Data, Attribution]:
         versions={name: version(name) for name in ("proponent", "numpy", "scipy", "scikit-learn", "pandas")},
     )
     return result, data, scores
+
+
+def _work(settings: Settings, data: Data, chosen: Chosen, stages: Stages) -> _Work:
+    @cache
+    def fitted() -> FittedLeaveOneOut | None:
+        return fit_exact(data, chosen) if chosen.exact else None
+
+    @cache
+    def model() -> Any:
+        """What predicts held-out rows: the optimum that the scores are about, where there is one."""
+        exact = fitted()
+        if exact is None or (data.task == "classification" and not hasattr(chosen.estimator, "predict_proba")):
+            return fit_quietly(chosen.estimator, chosen.train, data.train.labels)
+        return Predictor(exact.fit.model, exact.fit.model.optimum.theta)
+
+    return _Work(settings, data, chosen, stages, fitted, model)
 
 
 def _contents(settings: Settings) -> dict[str, Any]:
@@ -191,11 +216,8 @@ def _effects(work: _Work) -> Arrays:
 
 
 def _duplicates(data: Data) -> pd.DataFrame:
-    train = Rows(
-        data.train.table.frame if data.train.table.pixels is None else data.train.table.pixels,
-        data.train.labels,
-        data.train.matrix,
-    )
+    content = data.train.table.frame if data.train.table.pixels is None else data.train.table.pixels
+    train = Rows(content, data.train.labels, data.compared if len(data.train) <= NEAR_ROWS else None)
     rows = replace(train, name=lambda i: str(data.train.table.ids[i]))
     tolerance = 0.0 if data.task == "classification" else 0.1 * float(np.std(data.train.labels))
     return find_duplicates(rows, label_tolerance=tolerance).table
@@ -232,19 +254,20 @@ def _certified(work: _Work, effects: Arrays, issues: pd.DataFrame) -> Arrays:
 def _slices(work: _Work) -> pd.DataFrame:
     fitted, data = work.fitted(), work.data
     if fitted is None or data.train.table.pixels is not None:
-        return pd.DataFrame()
-    queries = work.queries
-    factors = Factors(fitted.steps_of_all_rows(), fitted.query_gradients(queries))
+        return pd.DataFrame(columns=[*SLICES, "flagged"])
     kinds = data.train.table.kinds
     columns = [c for c in data.train.table.frame.columns if kinds[c] in ("number", "category")]
     if not columns:
-        return pd.DataFrame()
-    train, heldout = (
-        data.train.table.frame[columns],
-        data.heldout.table.frame[columns].iloc[data.queries].reset_index(drop=True),
-    )
-    pair = (data.train.labels, data.heldout.labels[data.queries]) if data.task == "classification" else None
-    return find_misleading_slices(train, heldout, factors, labels=pair)
+        return pd.DataFrame(columns=[*SLICES, "flagged"])
+    n, parameters = len(data.train), fitted.fit.model.problem.parameters
+    rng = np.random.default_rng([work.settings.seed, 5])
+    rows = np.sort(rng.permutation(n)[: max(2000, SLICE_NUMBERS // parameters)])
+    factors = Factors(fitted.steps_of(rows) * (n / len(rows)), fitted.query_gradients(work.queries))
+    train = data.train.table.frame[columns].iloc[rows].reset_index(drop=True)
+    heldout = data.heldout.table.frame[columns].iloc[data.queries].reset_index(drop=True)
+    pair = (data.train.labels[rows], data.heldout.labels[data.queries]) if data.task == "classification" else None
+    found = find_misleading_slices(train, heldout, factors, labels=pair)
+    return found.assign(n_train=(found["n_train"] * (n / len(rows))).round().astype(int))
 
 
 def _groups(work: _Work, effects: Arrays) -> pd.DataFrame:
@@ -266,25 +289,22 @@ def _groups(work: _Work, effects: Arrays) -> pd.DataFrame:
 
 
 def _predictions(work: _Work) -> pd.DataFrame:
-    """Held-out predictions to explain, the worst and the most doubtful: query, predicted, probability, loss."""
-    model = fit_quietly(work.chosen.estimator, work.chosen.train, work.data.train.labels)
-    queries = work.queries
-    if not is_classifier(model):
-        predicted = np.asarray(model.predict(queries.inputs), dtype=float)
+    """Held-out predictions to explain, the worst and the most doubtful: query, predicted, probability."""
+    model, queries = work.model(), work.queries
+    predicted = np.asarray(model.predict(queries.inputs))
+    if work.data.task == "regression":
         loss = (predicted - np.asarray(queries.labels, dtype=float)) ** 2
         at = choose_predictions(loss, -np.abs(loss - np.median(loss)))
         words = [f"{p:.6g}" for p in predicted[at]]
         return pd.DataFrame({"query": queries.ids[at], "predicted": words, "probability": np.full(len(at), np.nan)})
-    predicted = np.asarray(model.predict(queries.inputs))
     if not hasattr(model, "predict_proba"):
         at = choose_predictions((predicted != queries.labels).astype(float), np.zeros(len(queries)))
         return pd.DataFrame({"query": queries.ids[at], "predicted": predicted[at].astype(str), "probability": np.nan})
     p = model.predict_proba(queries.inputs)
     own = p[np.arange(len(p)), np.searchsorted(model.classes_, np.asarray(queries.labels))]
     at = choose_predictions(-own, -p.max(axis=1))
-    return pd.DataFrame(
-        {"query": queries.ids[at], "predicted": predicted[at].astype(str), "probability": p[at].max(axis=1)}
-    )
+    sure = p[at].max(axis=1)
+    return pd.DataFrame({"query": queries.ids[at], "predicted": predicted[at].astype(str), "probability": sure})
 
 
 def _scores(work: _Work, predictions: pd.DataFrame) -> Attribution:
@@ -365,8 +385,8 @@ def _with_evidence(issues: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _metrics(work: _Work) -> Arrays:
-    model = fit_quietly(work.chosen.estimator, work.chosen.train, work.data.train.labels)
-    found = measure(model, work.chosen.heldout, work.data.heldout.labels, work.data.task)
+    work.fitted()  # first of all, so that a model without an optimum is refused before anything long is done
+    found = measure(work.model(), work.chosen.heldout, work.data.heldout.labels, work.data.task)
     return {name: np.asarray(value) for name, value in found.items()}
 
 

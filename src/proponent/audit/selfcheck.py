@@ -25,7 +25,9 @@ from proponent.retrain.recipe import SklearnRecipe
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NEWTON_PARAMETERS = 1_000  # up to here a Newton refit from a warm start beats scikit-learn's
+NEWTON_PARAMETERS = (
+    1_000  # up to here harmful rows are checked too, and on dense rows Newton refits beat scikit-learn's
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,8 @@ def plan(data: Data, chosen: Chosen, fitted: FittedLeaveOneOut | None) -> Remova
     names = (
         {"accuracy": accuracy} if data.task == "classification" else {"R²": r2, "minus mean absolute error": minus_mae}
     )
-    fast = (
-        fitted is not None
-        and fitted.fit.model.problem.parameters <= NEWTON_PARAMETERS
-        and not hasattr(chosen.train, "nnz")
-    )
+    small = fitted is not None and fitted.fit.model.problem.parameters <= NEWTON_PARAMETERS
+    fast = small and not hasattr(chosen.train, "nnz")
 
     def fit(rows: Array, y: Array, seed: int) -> Any:
         X = pool.inputs(rows)
@@ -79,7 +78,7 @@ def plan(data: Data, chosen: Chosen, fitted: FittedLeaveOneOut | None) -> Remova
 
     def flag(rows: Array, y: Array, seed: int) -> dict[str, Flags]:
         flags = {"label errors": _label_errors(pool, rows, y, seed)}
-        return flags if fitted is None else flags | {"harmful rows": _harmful(pool, rows, y, seed)}
+        return flags | {"harmful rows": _harmful(pool, rows, y, seed)} if small else flags
 
     def scored(score: Callable[[Any, Any, Array], float]) -> Callable[[Any, Any, Array], float]:
         return lambda model, rows, y: score(model, pool.inputs(rows), y)

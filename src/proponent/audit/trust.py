@@ -58,7 +58,7 @@ def _checked(checks: pd.DataFrame, what: str) -> tuple[Level, str]:
     if len(rows) == 0:
         return "medium", "Not checked by refitting."
     row = rows.iloc[0]
-    if row["rows"] < 1:
+    if round(row["rows"]) < 1:
         return "medium", "Not checked by refitting: too few such rows in the parts that it works on."
     bounds = f"95 % interval {row['gain_lower']:+.2%} to {row['gain_upper']:+.2%}"
     interval = f"{row['gain']:+.2%} {row['metric']} against random removal ({bounds})"

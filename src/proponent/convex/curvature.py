@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +40,12 @@ class Factor:
 
     def solve(self, g: Array) -> Array:
         return np.asarray(linalg.cho_solve((self.lower, True), g, check_finite=False))
+
+    @cached_property
+    def inverse(self) -> Array:
+        """H⁻¹ itself, for products with sparse rows."""
+        half, _ = linalg.lapack.dpotri(self.lower, lower=1)
+        return np.asarray(np.tril(half) + np.tril(half, -1).T)
 
     def half_solve(self, g: Array) -> Array:
         """L⁻¹ g, so that |L⁻¹ g|² = gᵀ H⁻¹ g."""

@@ -92,11 +92,15 @@ class Problem:
         """(c·d, c·d) dense, from per-row curvatures s_j ∇²ℓ_j of shape (n, c, c)."""
         c, d = self.outputs, self.features
         out = np.empty((c, d, c, d))
-        for k in range(c):
-            for m in range(k, c):
-                block = _weighted_gram(self.x, curvature[:, k, m])
-                out[k, :, m, :] = block
-                out[m, :, k, :] = block
+        # A softmax's rows of curvature sum to zero, so the last class's blocks follow from the others'.
+        known = c - 1 if isinstance(self.loss, Softmax) else c
+        for k in range(known):
+            for m in range(k, known):
+                out[k, :, m, :] = out[m, :, k, :] = _weighted_gram(self.x, curvature[:, k, m])
+        for k in range(known, c):
+            out[:k, :, k, :] = -out[:k, :, :k, :].sum(axis=2)
+            out[k, :, :k, :] = out[:k, :, k, :].transpose(1, 0, 2)
+            out[k, :, k, :] = -out[:k, :, k, :].sum(axis=0)
         for k in range(c):
             out[k, np.arange(d), k, np.arange(d)] += penalty
         for p in self.shared_directions(penalty):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,27 @@ class Neighbourhood:
         optimum: Θ̂.
         factor: Cholesky of H'.
         drift: (c·d,) what the changed penalty pulls, zero for most models.
-        reach: the two largest over training rows j of the largest |x_j ⊗ u|_{H'⁻¹} (u = e_c − e_c', or 1 for one output),
-            and the row of the largest: how far a unit step can move a logit.
     """
 
     optimum: Optimum
     factor: Factor
     drift: Array
-    reach: tuple[float, float, int]
 
     @property
     def problem(self) -> Problem:
         return self.optimum.problem
+
+    @cached_property
+    def reach(self) -> tuple[float, float, int]:
+        """How far a unit step can move a row's logits, |x_j ⊗ u|_{H'⁻¹} with u = 1, or e_c − e_c' for several outputs.
+
+        The largest and the second largest over the training rows, and the row of the largest.
+        """
+        x = _row_blocks(self.problem)
+        norms = np.concatenate([spread_norms(self.factor, self.problem, block).max(axis=1) for block in x])
+        order = np.argsort(norms)
+        second = float(norms[order[-2]]) if len(norms) > 1 else 0.0
+        return float(norms[order[-1]]), second, int(order[-1])
 
     def reach_without(self, rows: Array) -> Array:
         """The reach over the other rows, for each removed row."""
@@ -98,10 +108,7 @@ def neighbourhood(optimum: Optimum) -> Neighbourhood:
     penalty = problem.penalty_without_one()
     factor = factorise(problem.hessian(optimum.curvature, penalty))
     drift = ((problem.penalty - penalty) * optimum.theta).ravel()
-    norms = np.concatenate([spread_norms(factor, problem, x).max(axis=1) for x in _row_blocks(problem)])
-    order = np.argsort(norms)
-    second = float(norms[order[-2]]) if len(norms) > 1 else 0.0
-    return Neighbourhood(optimum, factor, drift, (float(norms[order[-1]]), second, int(order[-1])))
+    return Neighbourhood(optimum, factor, drift)
 
 
 def spread_norms(factor: Factor, problem: Problem, x: Any, against: Array | None = None) -> Array:
@@ -118,38 +125,67 @@ def spread_norms(factor: Factor, problem: Problem, x: Any, against: Array | None
 
 def leverage(factor: Factor, problem: Problem, x: Any) -> Array:
     """(I ⊗ x_j)ᵀ H'⁻¹ (I ⊗ x_j), shape (rows, c, c)."""
-    dense = _dense(x)
+    return _own(solved_rows(factor, problem, x), _dense(x))
+
+
+def solved_rows(factor: Factor, problem: Problem, x: Any) -> Array:
+    """H'⁻¹ (e_c ⊗ x_j) for every row and output: (c, c·d, rows)."""
     c, d = problem.outputs, problem.features
-    if c == 1:
-        half = factor.half_solve(dense.T)
-        return np.einsum("pb,pb->b", half, half)[:, None, None]
-    halves = np.empty((c, c * d, len(dense)))
-    for k in range(c):
-        lifted = np.zeros((c, d, len(dense)))
-        lifted[k] = dense.T
-        halves[k] = factor.half_solve(lifted.reshape(c * d, -1))
-    return np.einsum("kpb,mpb->bkm", halves, halves, optimize=True)
+    if c == 1 and not sparse.issparse(x):
+        return factor.solve(x.T)[None]
+    blocks = factor.inverse.reshape(c, d, c * d)
+    return np.stack([np.asarray(x @ blocks[k]).T for k in range(c)])
+
+
+def _own(z: Array, x: Array) -> Array:
+    """K_bcm = (e_m ⊗ x_b)ᵀ z_cb, from solved rows z (c, c·d, b)."""
+    c = len(z)
+    return np.einsum("bp,cmpb->bcm", x, z.reshape(c, c, -1, len(x)), optimize=True)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A⁻¹ for each of b removed rows: A_i⁻¹ = H'⁻¹ + H'⁻¹ U_i M_i U_iᵀ H'⁻¹ with U_i = I ⊗ x_i."""
+    """A⁻¹ for each of b removed rows: A_i⁻¹ = H'⁻¹ + H'⁻¹ U_i M_i U_iᵀ H'⁻¹ with U_i = I ⊗ x_i, M_i = (I − W_i K_i)⁻¹ W_i.
+
+    Args:
+        share: (b, c, c) (I − W_i K_i)⁻¹, the leverage correction.
+        curvature: (b, c, c) W_i.
+        z: (c, c·d, b) H'⁻¹ (e_c ⊗ x_i), kept because every step needs it.
+    """
 
     home: Neighbourhood
     rows: Array
     x: Array
-    middle: Array  # (b, c, c) M = (I − W K)⁻¹ W
+    share: Array
+    curvature: Array
     stretch: Array
+    z: Array
 
-    def lift(self, k: Array) -> Array:
-        """Σ_c k_bc (e_c ⊗ x_b): (c·d, b) from (b, c)."""
-        return np.asarray((k.T[:, None, :] * self.x.T[None]).reshape(-1, len(self.rows)))
+    def spread_out(self, k: Array) -> Array:
+        """H'⁻¹ Σ_c k_bc (e_c ⊗ x_b): (c·d, b) from (b, c)."""
+        return (
+            np.asarray(self.z[0] * k[:, 0]) if len(self.z) == 1 else np.einsum("cpb,bc->pb", self.z, k, optimize=True)
+        )
+
+    def first(self) -> tuple[Array, Array]:
+        """The Newton step Δ₁ = A⁻¹(U g + drift), and |Δ₁|_A."""
+        g = self.home.optimum.gradient[self.rows]
+        step = self.spread_out(np.einsum("bkm,bm->bk", self.share, g))
+        along = np.einsum("bc,bc->b", self._own(step), g)  # Δ₁ᵀ U g
+        if self.home.drift.any():
+            drift = np.broadcast_to(self.home.drift[:, None], step.shape)
+            step = step + self.solve(drift)
+            along = np.einsum("bc,bc->b", self._own(step), g) + self.home.drift @ step
+        return step, np.sqrt(np.maximum(along, 0.0))
 
     def solve(self, v: Array) -> Array:
         u = self.home.factor.solve(v)
-        c = self.middle.shape[1]
-        t = np.einsum("bp,cpb->bc", self.x, u.reshape(c, -1, len(self.rows)), optimize=True)
-        return np.asarray(u + self.home.factor.solve(self.lift(np.einsum("bkm,bm->bk", self.middle, t))))
+        return np.asarray(u + self.spread_out(np.einsum("bkl,blm,bm->bk", self.share, self.curvature, self._own(u))))
+
+    def _own(self, u: Array) -> Array:
+        """U_iᵀ u_i: (b, c)."""
+        c = self.share.shape[1]
+        return np.einsum("bp,cpb->bc", self.x, u.reshape(c, -1, len(self.rows)), optimize=True)
 
     def nonlinearity(self, delta: Array) -> tuple[Array, Array]:
         """Xᵀγ(Δ) (c·d, b), and the largest move of another row's logits (b,)."""
@@ -172,16 +208,16 @@ def remove_each(home: Neighbourhood, rows: Array, *, steps: int = 2, tolerance: 
         tolerance: rows whose bound exceeds tolerance · |Δ₁|_A get more steps, at the last a Newton refit of their own.
     """
     # A block of logits of about 16 MB keeps the passes over it in the cache's reach and the memory flat in n.
-    block = 1024 if steps <= 1 else max(8, min(1024, int(2e6 / (home.problem.rows * home.problem.outputs))))
+    logits = home.problem.rows * home.problem.outputs if steps > 1 else 1
+    solved = home.problem.outputs * home.problem.parameters
+    block = max(8, min(1024, int(2e6 / logits), int(8e6 / solved)))
     for at in range(0, len(rows), block):
         yield _remove_block(home, rows[at : at + block], steps, tolerance)
 
 
 def _remove_block(home: Neighbourhood, rows: Array, steps: int, tolerance: float) -> Removals:
     made = _block(home, rows)
-    pull = made.lift(home.optimum.gradient[rows]) + home.drift[:, None]
-    first = made.solve(pull)
-    size = np.sqrt(np.maximum((first * pull).sum(axis=0), 0.0))
+    first, size = made.first()
     moved = Removals(rows, first, size, np.full(len(rows), np.inf), made.stretch)
     if steps <= 1:
         return moved
@@ -196,7 +232,8 @@ def _remove_block(home: Neighbourhood, rows: Array, steps: int, tolerance: float
             part = _advance(part, size[loose])
         delta[:, loose], distance[loose] = part.delta, part.distance
     stretch = made.stretch.copy()
-    for k in np.flatnonzero(~(distance <= tolerance * size)):
+    refitted = np.flatnonzero(~(distance <= tolerance * size))
+    for k in refitted if home.problem.parameters <= REFIT_PARAMETERS else []:
         better = _refit(home, int(rows[k]), delta[:, k])
         if better is not None:
             delta[:, k], distance[k], stretch[k] = better
@@ -204,6 +241,8 @@ def _remove_block(home: Neighbourhood, rows: Array, steps: int, tolerance: float
 
 
 MORE_STEPS = 3
+REFIT_PARAMETERS = 1_500
+"""Parameters up to which a row whose bound stays loose is refitted alone; beyond, it keeps its wide bound."""
 
 
 @dataclass(frozen=True)
@@ -261,25 +300,27 @@ def _refit(home: Neighbourhood, row: int, start: Array) -> tuple[Array, float, f
 
 
 def _subset(made: _Block, at: Array) -> _Block:
-    return _Block(made.home, made.rows[at], made.x[at], made.middle[at], made.stretch[at])
+    return replace(
+        made,
+        rows=made.rows[at],
+        x=made.x[at],
+        share=made.share[at],
+        curvature=made.curvature[at],
+        stretch=made.stretch[at],
+        z=made.z[:, :, at],
+    )
 
 
 def _block(home: Neighbourhood, rows: Array) -> _Block:
     problem = home.problem
-    x = _dense(problem.x[rows])
-    w = home.optimum.curvature[rows]
-    k = leverage(home.factor, problem, x)
-    identity = np.eye(problem.outputs)
-    wk = w @ k
-    taken = (
-        np.clip(np.linalg.eigvals(wk).real.max(axis=1), 0.0, None)
-        if problem.outputs > 1
-        else np.clip(wk[:, 0, 0], 0.0, None)
-    )
+    x, w = problem.x[rows], home.optimum.curvature[rows]
+    z, x = solved_rows(home.factor, problem, x), _dense(x)
+    wk = w @ _own(z, x)
+    taken = np.maximum(wk[:, 0, 0] if problem.outputs == 1 else np.linalg.eigvals(wk).real.max(axis=1), 0.0)
     left = np.where(taken < 1.0 - 1e-11, 1.0 - taken, np.nan)  # NaN: without the row a coefficient is not determined
     known = np.where(np.isnan(left), 0.0, 1.0)[:, None, None]
-    middle = np.linalg.solve(identity - known * wk, w) / np.where(known > 0, 1.0, np.nan)
-    return _Block(home, rows, x, middle, np.nan_to_num(1.0 / np.sqrt(left), nan=np.inf))
+    share = np.linalg.inv(np.eye(problem.outputs) - known * wk) / np.where(known > 0, 1.0, np.nan)
+    return _Block(home, rows, x, share, w, np.nan_to_num(1.0 / np.sqrt(left), nan=np.inf), z)
 
 
 def _dense(x: Any) -> Array:
@@ -287,6 +328,6 @@ def _dense(x: Any) -> Array:
 
 
 def _row_blocks(problem: Problem) -> Iterator[Any]:
-    size = max(16, int(4e6 / (problem.parameters * problem.outputs)))
+    size = max(16, int(8e6 / (problem.parameters * problem.outputs)))
     for at in range(0, problem.rows, size):
         yield problem.x[at : at + size]

@@ -183,10 +183,9 @@ class FittedLeaveOneOut:
         """(n, c) each training row's logits by the model refitted without it."""
         return self._own_logits(np.arange(len(self.fit.train)))
 
-    def steps_of_all_rows(self) -> Array:
-        """(n, parameters) what removing each row does to the parameters, before minus after."""
-        parts = [removed.delta.T for removed in self._removals(np.arange(len(self.fit.train)))]
-        return -np.concatenate(parts)
+    def steps_of(self, rows: Array) -> Array:
+        """(rows, parameters) what removing each of these rows (positions) does to the parameters, before minus after."""
+        return -np.concatenate([removed.delta.T for removed in self.removals(rows)])
 
     def query_gradients(self, query: Any) -> Array:
         """(q, parameters) the gradient of each query's measurement, so that a score is about gradient · step."""
@@ -209,7 +208,7 @@ class FittedLeaveOneOut:
         names, code = np.unique(member, return_inverse=True)
         measured = self.fit.queries(queries)
         removed = remove_groups(self.home, [np.flatnonzero(code == g) for g in range(len(names))])
-        part = self._measure(measured, removed)
+        part = self.measure(measured, removed)
         score = part.pop("score")
         return Attribution.of(
             score,
@@ -223,18 +222,20 @@ class FittedLeaveOneOut:
     def _settings(self) -> dict[str, Any]:
         return {**asdict(self.spec), "measurement": self.fit.recipe.measurement}
 
-    def _removals(self, at: Array) -> Iterator[Removals]:
+    def removals(self, at: Array) -> Iterator[Removals]:
+        """The steps of removing each of these rows (positions) alone, block by block."""
         steps, tolerance = (4, 1e-9) if self.spec.steps == "exact" else (int(self.spec.steps), self.spec.tolerance)
         return remove_each(self.home, at, steps=steps, tolerance=tolerance)
 
     def _blocks(self, measured: Queries, at: Array) -> Iterator[dict[str, Array]]:
         # The same blocks in memory and on disk, so that both give the same bits.
         for b in range(0, len(at), BLOCK):
-            for removed in self._removals(at[b : b + BLOCK]):
-                part = self._measure(measured, removed)
+            for removed in self.removals(at[b : b + BLOCK]):
+                part = self.measure(measured, removed)
                 yield {"score": part["score"]} if self.spec.steps == 1 else part
 
-    def _measure(self, measured: Queries, removed: Removals) -> dict[str, Array]:
+    def measure(self, measured: Queries, removed: Removals) -> dict[str, Array]:
+        """Scores of a block of removed rows, (q, b), with `lower` and `upper`."""
         problem, m = self.home.problem, measured.measurement
         full = m.value(measured.f[:, :, None])
         f = problem.logits_of_columns(removed.delta, measured.x)
@@ -251,17 +252,15 @@ class FittedLeaveOneOut:
         return part
 
     def _own_logits(self, at: Array) -> Array:
-        problem, optimum = self.home.problem, self.home.optimum
-        out = np.empty((len(at), problem.outputs))
-        done = 0
-        for removed in self._removals(at):
-            rows = removed.rows
-            x = problem.x[rows]
-            dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
-            delta = removed.delta.reshape(problem.outputs, problem.features, len(rows))
-            out[done : done + len(rows)] = optimum.logits[rows] + np.einsum("bp,cpb->bc", dense, delta, optimize=True)
-            done += len(rows)
-        return out
+        return np.concatenate([self.own_logits(removed) for removed in self.removals(at)])
+
+    def own_logits(self, removed: Removals) -> Array:
+        """(b, c) the removed rows' own logits by the models without them."""
+        problem, rows = self.home.problem, removed.rows
+        x = problem.x[rows]
+        dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
+        delta = removed.delta.reshape(problem.outputs, problem.features, len(rows))
+        return self.home.optimum.logits[rows] + np.einsum("bp,cpb->bc", dense, delta, optimize=True)
 
     def _warn_unknown(self, train: Examples, score: Array) -> None:
         unknown = np.isnan(score).any(axis=0)

@@ -47,7 +47,7 @@ class Stages:
         directory.mkdir(parents=True, exist_ok=True)
         manifest = directory / "made_from.json"
         parts = json.loads(json.dumps(made_from, default=str))
-        if manifest.exists():
+        if manifest.exists() and any(directory.glob("*.blake2b")):  # else nothing was made from it yet
             require_same(json.loads(manifest.read_text()), parts, str(directory))
         else:
             write_atomically(manifest, json.dumps(parts, indent=1, sort_keys=True).encode())
