@@ -39,6 +39,7 @@ class Chosen:
         train, heldout: what it is fitted on and measured on.
         exact: whether it ends in a linear model with exact leave-one-out.
         words: what it is, in words.
+        quick: the same model, its optimiser stopped where accuracies no longer change; for many refits.
     """
 
     estimator: Any
@@ -46,6 +47,7 @@ class Chosen:
     heldout: Any
     exact: bool
     words: str
+    quick: Any
 
 
 def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen:
@@ -65,10 +67,12 @@ def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen
             data.heldout.table.inputs,
             exact,
             f"{type(final).__name__} from {Path(path).name}",
+            model,
         )
     assert strength is not None
     estimator, words = default_model(data, strength)
-    return Chosen(estimator, data.train.matrix, data.heldout.matrix, True, words)
+    quick, _ = default_model(data, strength, tolerance=1e-4)
+    return Chosen(estimator, data.train.matrix, data.heldout.matrix, True, words, quick)
 
 
 def default_model(data: Data, strength: float, tolerance: float = 1e-6) -> tuple[Any, str]:
@@ -78,7 +82,7 @@ def default_model(data: Data, strength: float, tolerance: float = 1e-6) -> tuple
         return Ridge(alpha=1.0 / strength), f"ridge regression (alpha = {1.0 / strength:g}) on {features:,} features"
     classes = len(data.train.table.classes)
     outputs = 1 if classes == 2 else classes
-    small = outputs * features <= 1000 and features < len(data.train) and not sparse.issparse(data.train.matrix)
+    small = outputs == 1 and features <= min(1000, len(data.train)) and not sparse.issparse(data.train.matrix)
     solver = "newton-cholesky" if small else "lbfgs"  # the former reaches the optimum itself, in a few steps
     linear = LogisticRegression(C=strength, max_iter=2000, tol=tolerance, solver=solver)
     words = f"logistic regression (C = {strength:g}) on {features:,} features"

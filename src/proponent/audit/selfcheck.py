@@ -26,7 +26,7 @@ from proponent.retrain.recipe import SklearnRecipe
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NEWTON_PARAMETERS = (
-    1_000  # up to here harmful rows are checked too, and on dense rows Newton refits beat scikit-learn's
+    1_000  # up to here harmful rows are checked too, and with one output on dense rows Newton beats lbfgs
 )
 
 
@@ -61,7 +61,7 @@ def plan(data: Data, chosen: Chosen, fitted: FittedLeaveOneOut | None) -> Remova
         {"accuracy": accuracy} if data.task == "classification" else {"R²": r2, "minus mean absolute error": minus_mae}
     )
     small = fitted is not None and fitted.fit.model.problem.parameters <= NEWTON_PARAMETERS
-    fast = small and not hasattr(chosen.train, "nnz")
+    fast = small and fitted is not None and fitted.fit.model.problem.outputs == 1 and not hasattr(chosen.train, "nnz")
 
     def fit(rows: Array, y: Array, seed: int) -> Any:
         X = pool.inputs(rows)
@@ -74,7 +74,7 @@ def plan(data: Data, chosen: Chosen, fitted: FittedLeaveOneOut | None) -> Remova
                 return refit(fitted.fit.model, X, y)
             except ProponentError:
                 pass  # scikit-learn stops somewhere where there is no optimum, and so would the user's own training
-        return fit_quietly(chosen.estimator, X, y)
+        return fit_quietly(chosen.quick, X, y)
 
     def flag(rows: Array, y: Array, seed: int) -> dict[str, Flags]:
         flags = {"label errors": _label_errors(pool, rows, y, seed)}
@@ -100,7 +100,7 @@ def _harmful(pool: Pool, rows: Array, y: Array, seed: int) -> Flags:
     if pool.data.task == "classification":
         outer = outer[np.isin(y[outer], np.unique(y[inner]))]
     train = Examples.of((pool.inputs(rows[inner]), y[inner]), ids=inner)
-    fitted = LeaveOneOut(steps=1).fit(SklearnRecipe(pool.chosen.estimator), train)
+    fitted = LeaveOneOut(steps=1).fit(SklearnRecipe(pool.chosen.quick), train)
     assert isinstance(fitted, FittedLeaveOneOut)
     values = fitted.values(Examples.of((pool.inputs(rows[outer]), y[outer]), ids=outer)).dataset
     effects = {"value": values["value"].to_numpy(), "stderr": values["stderr"].to_numpy()}
