@@ -10,6 +10,7 @@ from scipy.special import expit, softmax
 
 from proponent.audit.model import Chosen, told_in_words
 from proponent.audit.prepare import Data, Part
+from proponent.convex.removal import Removals
 from proponent.examples import Examples
 from proponent.methods.knn_shapley import KNNShapley
 from proponent.methods.leave_one_out import FittedLeaveOneOut, LeaveOneOut
@@ -52,14 +53,15 @@ def heldout_queries(data: Data, chosen: Chosen) -> Examples:
 def row_effects(data: Data, fitted: FittedLeaveOneOut, queries: Examples) -> Arrays:
     """Per training row: value, stderr, magnitude, self_influence, and its own prediction with and without it."""
     measured = fitted.fit.queries(queries)
-    parts, outside_logits = [], []
-    for removed in fitted.removals(np.arange(len(data.train))):
+
+    def effects(removed: Removals) -> tuple[Array, Array]:
         score = fitted.measure(measured, removed)["score"]
         spread = score.std(axis=0, ddof=1) / np.sqrt(len(score))
-        parts.append(np.stack([score.mean(axis=0), spread, np.abs(score).mean(axis=0)]))
-        outside_logits.append(fitted.own_logits(removed))
+        return np.stack([score.mean(axis=0), spread, np.abs(score).mean(axis=0)]), fitted.own_logits(removed)
+
+    parts, own_logits = zip(*fitted.each(effects, np.arange(len(data.train))), strict=True)
     value, stderr, magnitude = np.concatenate(parts, axis=1)
-    within, without = fitted.fit.model.optimum.logits, np.concatenate(outside_logits)
+    within, without = fitted.fit.model.optimum.logits, np.concatenate(own_logits)
     own = fitted.fit.queries(fitted.fit.train).measurement
     problem = fitted.fit.model.problem
     arrays: Arrays = {

@@ -207,10 +207,10 @@ def remove_each(home: Neighbourhood, rows: Array, *, steps: int = 2, tolerance: 
         steps: 1 for the Newton step alone (no bound), 2 or more for further steps, with a bound.
         tolerance: rows whose bound exceeds tolerance · |Δ₁|_A get more steps, at the last a Newton refit of their own.
     """
-    # A block of logits of about 16 MB keeps the passes over it in the cache's reach and the memory flat in n.
+    # A block of logits of about 6 MB keeps the passes over it in the cache's reach and the memory flat in n.
     logits = home.problem.rows * home.problem.outputs if steps > 1 else 1
     solved = home.problem.outputs * home.problem.parameters
-    block = max(8, min(1024, int(2e6 / logits), int(8e6 / solved)))
+    block = max(8, min(1024, int(7e5 / logits), int(8e6 / solved)))
     for at in range(0, len(rows), block):
         yield _remove_block(home, rows[at : at + block], steps, tolerance)
 

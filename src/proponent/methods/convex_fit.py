@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 from proponent.convex.measurement import Measurement, measure
 from proponent.convex.model import LinearModel, linear_model
 from proponent.examples import Examples
+from proponent.retrain.maps import one_thread
 from proponent.retrain.recipe import SklearnRecipe
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+SMALL = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,17 @@ class ConvexFit:
         start = time.perf_counter()
         recipe = recipe if isinstance(recipe, SklearnRecipe) else SklearnRecipe(recipe)
         examples = Examples.of(train)
-        return cls(recipe, examples, linear_model(recipe.fit(examples), examples), time.perf_counter() - start)
+        # On small matrices, handing work between threads costs more than the work.
+        with one_thread() if _numbers(examples.inputs) < SMALL else nullcontext():
+            model = linear_model(recipe.fit(examples), examples)
+        return cls(recipe, examples, model, time.perf_counter() - start)
 
     def queries(self, query: Examples) -> Queries:
         x = self.model.features(query.inputs)
         f = np.asarray(x @ self.model.optimum.theta.T)
         y = None if self.recipe.measurement == "prediction" else self.model.targets(query.labels)
         return Queries(x, f, measure(self.recipe.measurement, self.model.problem.loss, y, f))
+
+
+def _numbers(inputs: Any) -> float:
+    return float(np.prod(inputs.shape)) if hasattr(inputs, "shape") else float("inf")

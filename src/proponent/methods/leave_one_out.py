@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from proponent.errors import InputError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
 from proponent.methods.convex_fit import ConvexFit, Queries
 from proponent.progress import track
-from proponent.retrain.maps import pmap
+from proponent.retrain.maps import one_thread, pmap, tmap
 from proponent.retrain.recipe import SklearnRecipe
 from proponent.store.matrix import MatrixStore, require_memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = 512
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class FittedLeaveOneOut:
 
     def steps_of(self, rows: Array) -> Array:
         """(rows, parameters) what removing each of these rows (positions) does to the parameters, before minus after."""
-        return -np.concatenate([removed.delta.T for removed in self.removals(rows)])
+        return -np.concatenate(list(self.each(lambda removed: removed.delta.T, rows)))
 
     def query_gradients(self, query: Any) -> Array:
         """(q, parameters) the gradient of each query's measurement, so that a score is about gradient · step."""
@@ -227,12 +228,27 @@ class FittedLeaveOneOut:
         steps, tolerance = (4, 1e-9) if self.spec.steps == "exact" else (int(self.spec.steps), self.spec.tolerance)
         return remove_each(self.home, at, steps=steps, tolerance=tolerance)
 
+    def each(self, function: Callable[[Removals], T], at: Array) -> Iterator[T]:
+        """`function` of every block of removals of these rows (positions), in order, on all cores.
+
+        Blocks do not depend on the number of cores, in memory or on disk, so neither do the bits of a result.
+        """
+        if self.spec.steps != 1:
+            _ = self.home.reach  # shared by all blocks: found once, before they start
+
+        def work(rows: Array) -> list[T]:
+            return [function(removed) for removed in self.removals(rows)]
+
+        with one_thread():
+            for results in tmap(work, [at[b : b + BLOCK] for b in range(0, len(at), BLOCK)]):
+                yield from results
+
     def _blocks(self, measured: Queries, at: Array) -> Iterator[dict[str, Array]]:
-        # The same blocks in memory and on disk, so that both give the same bits.
-        for b in range(0, len(at), BLOCK):
-            for removed in self.removals(at[b : b + BLOCK]):
-                part = self.measure(measured, removed)
-                yield {"score": part["score"]} if self.spec.steps == 1 else part
+        def part(removed: Removals) -> dict[str, Array]:
+            measures = self.measure(measured, removed)
+            return {"score": measures["score"]} if self.spec.steps == 1 else measures
+
+        return self.each(part, at)
 
     def measure(self, measured: Queries, removed: Removals) -> dict[str, Array]:
         """Scores of a block of removed rows, (q, b), with `lower` and `upper`."""
@@ -252,7 +268,7 @@ class FittedLeaveOneOut:
         return part
 
     def _own_logits(self, at: Array) -> Array:
-        return np.concatenate([self.own_logits(removed) for removed in self.removals(at)])
+        return np.concatenate(list(self.each(self.own_logits, at)))
 
     def own_logits(self, removed: Removals) -> Array:
         """(b, c) the removed rows' own logits by the models without them."""

@@ -6,6 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import joblib
@@ -69,8 +70,14 @@ def tmap(function: Callable[[Item], Result], items: Iterable[Item], workers: int
             yield waiting.popleft().result()
 
 
+def one_thread() -> AbstractContextManager[object]:
+    """Inside it, linear algebra runs on one thread: for work that is itself spread over threads by `tmap`."""
+    limit: AbstractContextManager[object] = _thread_pools().limit(limits=1)
+    return limit
+
+
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
-    with _thread_pools().limit(limits=1):
+    with one_thread():
         return function(item)
 
 
