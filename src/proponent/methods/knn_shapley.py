@@ -42,7 +42,8 @@ class KNNShapley:
     >>> scores.dataset.score.values.round(3).tolist()
     [[-0.667, 0.333, 0.333]]
 
-    Equal distances stand in training order; those that differ by less than about n/2⁵² of themselves count as equal.
+    Equal distances stand in training order; those of double precision that differ by
+    less than about n/2⁵² of themselves count as equal.
     Distances are taken between features as they are: scale them, or pass embeddings.
 
     Args:
@@ -222,12 +223,15 @@ class _Rows:
     def order(self, products: Array, half_norms: Array) -> Array:
         """Training rows from near to far, (queries, n); overwrites the products.
 
-        Bits of non-negative doubles sort as integers. The row number replaces the last log₂ n bits of its distance, so
-        that one plain sort, several times faster than an argsort, gives a stable order.
+        Bits of non-negative numbers sort as integers. Single precision: a radix sort by the lower and then the upper 16
+        bits, which numpy does in linear time. Double precision: the row number replaces the last log₂ n bits of its
+        distance, so that one plain sort, several times faster than an argsort, gives a stable order.
         """
         distance = np.subtract(self.half_norms, products, out=products)
         distance += half_norms[:, None]
         np.maximum(distance, 0, out=distance)
+        if distance.dtype == np.float32:
+            return _radix_order(np.abs(distance, out=distance))  # abs: a negative zero has its highest bit set
         n = distance.shape[1]
         keys = distance.astype(np.float64).view(np.int64)
         low = np.int64((1 << (n - 1).bit_length()) - 1)
@@ -236,6 +240,17 @@ class _Rows:
         keys.sort(axis=1)
         keys &= low
         return keys
+
+
+def _radix_order(distance: Array) -> Array:
+    """A stable argsort of each row of non-negative float32 numbers."""
+    q, n = distance.shape
+    halves = np.ascontiguousarray(distance, dtype="<f4").view("<u2").reshape(q, n, 2)
+    first_in_row = (np.arange(q) * n)[:, None]
+    by_low = np.argsort(halves[:, :, 0], axis=1, kind="stable") + first_in_row
+    high = np.ascontiguousarray(halves[:, :, 1]).ravel().take(by_low)
+    by_high = np.argsort(high, axis=1, kind="stable") + first_in_row
+    return np.asarray(by_low.ravel().take(by_high) - first_in_row)
 
 
 def _squared_norms(matrix: Any) -> Array:
