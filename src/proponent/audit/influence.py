@@ -42,7 +42,7 @@ def fit_exact(data: Data, chosen: Chosen) -> FittedLeaveOneOut:
 
 def certified(fitted: FittedLeaveOneOut) -> FittedLeaveOneOut:
     """The same fit, with a second step and bounds."""
-    return replace(fitted, spec=LeaveOneOut(steps=2, tolerance=0.02))
+    return replace(fitted, spec=LeaveOneOut(steps=2, tolerance=1e-3))
 
 
 def heldout_queries(data: Data, chosen: Chosen) -> Examples:

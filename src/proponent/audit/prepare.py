@@ -103,7 +103,8 @@ def prepare(settings: Settings) -> Data:
         train, heldout = take_rows(table, at_train), take_rows(table, at_heldout)
         ours = None if embeddings is None else embeddings[at_train]
         theirs = None if embeddings is None else embeddings[at_heldout]
-        source = f"{len(heldout) / len(table):.0%} of the rows, held out at random (seed {settings.seed})"
+        share = f"{len(heldout) / len(table):.0%} of the rows, held out at random (seed {settings.seed})"
+        source = f"{share} to measure on, not judged themselves"
         warnings = table.warnings
     else:
         train, heldout = table, read_like(settings.test, table)

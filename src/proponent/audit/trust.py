@@ -23,9 +23,8 @@ def trust_in(
         flagged = labels[labels["flagged"].astype(bool)]
         level, checked = _checked(checks, "label errors")
         share = float(flagged["probability"].mean())
-        out.append(
-            Trust("label_error", level, f"About {share:.0%} of the flagged rows are expected to be wrong. {checked}")
-        )
+        expected = "Nearly all" if share > 0.97 else f"About {share:.0%}"
+        out.append(Trust("label_error", level, f"{expected} of the flagged rows are expected to be wrong. {checked}"))
     if "harmful" in kinds:
         level, checked = _checked(checks, "harmful rows")
         why = f"Values are means over {len(data.queries):,} held-out rows, those flagged at least 3 standard errors below zero."
@@ -38,7 +37,7 @@ def trust_in(
     if "conflict" in kinds:
         why = "Equal or nearly equal rows with different labels cannot all be right, unless a column is missing."
         rate = float((issues["kind"] == "conflict").sum()) / len(data.train)
-        often = f" It is likely that one is: {rate:.0%} of the training rows are contradicted."
+        often = f" Here {rate:.0%} of the training rows are contradicted, so a column that matters is probably missing."
         common = rate > 0.05
         out.append(Trust("conflict", "medium" if common else "high", why + often * common))
     for kind in ("duplicate", "near_duplicate"):

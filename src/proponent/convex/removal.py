@@ -224,13 +224,14 @@ def _remove_block(home: Neighbourhood, rows: Array, steps: int, tolerance: float
     path = _Path(made, first, np.zeros_like(first), moved.distance)
     for _ in range(steps - 1):
         path = _advance(path, size)
-    distance, delta = path.distance, path.delta
-    loose = np.flatnonzero(~(distance <= tolerance * size))
-    if len(loose):
-        part = _Path(_subset(made, loose), delta[:, loose], path.pulled[:, loose], distance[loose])
-        for _ in range(MORE_STEPS):
-            part = _advance(part, size[loose])
-        delta[:, loose], distance[loose] = part.delta, part.distance
+    distance, delta, pulled = path.distance, path.delta, path.pulled
+    for _ in range(MORE_STEPS):
+        loose = np.flatnonzero(~(distance <= tolerance * size) & np.isfinite(size))
+        if len(loose) == 0:
+            break
+        part = _Path(_subset(made, loose), delta[:, loose], pulled[:, loose], distance[loose])
+        part = _advance(part, size[loose])
+        delta[:, loose], pulled[:, loose], distance[loose] = part.delta, part.pulled, part.distance
     stretch = made.stretch.copy()
     refitted = np.flatnonzero(~(distance <= tolerance * size))
     for k in refitted if home.problem.parameters <= REFIT_PARAMETERS else []:
@@ -240,7 +241,7 @@ def _remove_block(home: Neighbourhood, rows: Array, steps: int, tolerance: float
     return Removals(rows, delta, size, distance, stretch)
 
 
-MORE_STEPS = 3
+MORE_STEPS = 8
 REFIT_PARAMETERS = 1_500
 """Parameters up to which a row whose bound stays loose is refitted alone; beyond, it keeps its wide bound."""
 

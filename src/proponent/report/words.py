@@ -217,7 +217,8 @@ def doing(check: Check) -> str:
     """What a check did: "relabelling 312 likely label errors"."""
     action, what = str(check["action"]), str(check["what"])
     what = kind(what).name if what in KINDS else what
-    return plain(f"{DOING.get(action, action)} {round(float(check['rows'])):,} {what}")
+    count = round(float(check["rows"]))
+    return plain(f"{DOING.get(action, action)} {count:,} {what.removesuffix('s') if count == 1 else what}")
 
 
 def outcome(check: Check) -> str:

@@ -1,0 +1,5 @@
+"""`python -m proponent`."""
+
+from proponent.cli import app
+
+app()
