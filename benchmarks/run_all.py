@@ -1,0 +1,20 @@
+"""All benchmarks in turn: `make bench`.
+
+Peers are measured where they are installed: cleanlab 2.9 in this environment (`pip install cleanlab==2.9.0`), pyDVL 0.10 in
+one of its own, named by PROPONENT_PEERS (it needs numpy < 2).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = ("leave_one_out.py", "knn_shapley.py", "audit_time.py", "label_errors.py", "removal.py", "kill_audit.py")
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    failed = []
+    for script in SCRIPTS:
+        print(f"\n=== {script}", flush=True)
+        if subprocess.run([sys.executable, str(here / script)], check=False).returncode != 0:
+            failed.append(script)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
