@@ -24,7 +24,13 @@ check: $(STAMP)         ## format, lint, types, import contracts
 test: check             ## the checks, then all tests and doctests
 	$(BIN)/pytest -n 2
 
-bench: $(STAMP)         ## speed and accuracy, beside the peers where they are installed
+.venv-peers/.installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check pydvl==0.10.0
+	@touch $@
+
+bench: $(STAMP) .venv-peers/.installed  ## speed and accuracy, beside the peers
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt cleanlab==2.9.0
 	$(BIN)/python benchmarks/run_all.py
 
 clean:

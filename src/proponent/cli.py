@@ -93,12 +93,13 @@ def run_audit(settings: object) -> None:
     """Audit, and print what was found."""
     from proponent.audit.run import audit as run
     from proponent.audit.settings import Settings
+    from proponent.progress import say
     from proponent.report.terminal import summarise
 
     assert isinstance(settings, Settings)
     console = Console()
-    with Console(stderr=True).status(Text(f"Auditing {Path(settings.file).name} …")):
-        result = run(settings)
+    say(f"reading {Path(settings.file).name}")
+    result = run(settings)
     summarise(result, console, Path(settings.out) / "report.html")
 
 

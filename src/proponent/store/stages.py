@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from proponent.errors import ProponentWarning
+from proponent.progress import say
 from proponent.store.fingerprint import require_same
 
 WARNINGS = "(warnings)"
@@ -61,6 +62,7 @@ class Stages:
             if hashlib.blake2b(content).hexdigest() == check.read_text().split()[0]:
                 with np.load(io.BytesIO(content), allow_pickle=False) as kept:
                     return _told({key: kept[key] for key in kept.files})
+        say(name.replace("_", " "))
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ProponentWarning)
