@@ -26,6 +26,7 @@ from proponent.errors import InputError, ProponentError, did_you_mean
 Array = np.ndarray[Any, np.dtype[Any]]
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+WEAKER = 0.1  # the penalty beside the chosen one that refits of the self-check may take
 CHOOSE_ROWS = 5_000
 MOST_PARAMETERS = 4_500
 
@@ -40,6 +41,7 @@ class Chosen:
         exact: whether it ends in a linear model with exact leave-one-out.
         words: what it is, in words.
         quick: the same model, its optimiser stopped where accuracies no longer change; for many refits.
+        weaker: the same with a tenth of the penalty, which cleaner labels may want; None for the user's own model.
     """
 
     estimator: Any
@@ -48,6 +50,7 @@ class Chosen:
     exact: bool
     words: str
     quick: Any
+    weaker: Any = None
 
 
 def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen:
@@ -72,7 +75,8 @@ def choose_model(path: str | None, data: Data, strength: float | None) -> Chosen
     assert strength is not None
     estimator, words = default_model(data, strength)
     quick, _ = default_model(data, strength, tolerance=1e-4)
-    return Chosen(estimator, data.train.matrix, data.heldout.matrix, True, words, quick)
+    weaker, _ = default_model(data, strength / WEAKER, tolerance=1e-4)
+    return Chosen(estimator, data.train.matrix, data.heldout.matrix, True, words, quick, weaker)
 
 
 def default_model(data: Data, strength: float, tolerance: float = 1e-6) -> tuple[Any, str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from proponent.applications.removal_check import Flags, Removal, accuracy, minus_mae, r2, take
+from proponent.applications.removal_check import Flags, Removal, accuracy, minus_log_loss, minus_mae, r2, take
 from proponent.audit import findings
 from proponent.audit.labels import label_table
-from proponent.audit.model import Chosen, fit_quietly
+from proponent.audit.model import WEAKER, Chosen, fit_quietly
 from proponent.audit.prepare import Data
 from proponent.convex.predictor import refit
 from proponent.errors import ProponentError
@@ -63,18 +63,24 @@ def plan(data: Data, chosen: Chosen, fitted: FittedLeaveOneOut | None) -> Remova
     small = fitted is not None and fitted.fit.model.problem.parameters <= NEWTON_PARAMETERS
     fast = small and fitted is not None and fitted.fit.model.problem.outputs == 1 and not hasattr(chosen.train, "nnz")
 
-    def fit(rows: Array, y: Array, seed: int) -> Any:
+    def fit_one(rows: Array, y: Array, penalty: float) -> Any:
         X = pool.inputs(rows)
-        if (
-            fast
-            and fitted is not None
-            and (data.task == "regression" or len(np.unique(y)) == len(data.train.table.classes))
-        ):
+        complete = data.task == "regression" or len(np.unique(y)) == len(data.train.table.classes)
+        if fast and fitted is not None and complete:
             try:
-                return refit(fitted.fit.model, X, y)
+                return refit(fitted.fit.model, X, y, penalty)
             except ProponentError:
                 pass  # scikit-learn stops somewhere where there is no optimum, and so would the user's own training
-        return fit_quietly(chosen.quick, X, y)
+        return fit_quietly(chosen.quick if penalty == 1.0 else chosen.weaker, X, y)
+
+    def fit(rows: Array, y: Array, seed: int) -> Any:
+        """How strongly to regularise is part of training: cleaner labels want less, so each training set is asked."""
+        if chosen.weaker is None:
+            return fit_one(rows, y, 1.0)
+        order = np.random.default_rng([seed, 6]).permutation(len(y))
+        inner, outer = np.sort(order[len(y) // 5 :]), np.sort(order[: len(y) // 5])
+        losses = [_loss(fit_one(rows[inner], y[inner], p), pool.inputs(rows[outer]), y[outer]) for p in (1.0, WEAKER)]
+        return fit_one(rows, y, 1.0 if losses[0] <= losses[1] else WEAKER)
 
     def flag(rows: Array, y: Array, seed: int) -> dict[str, Flags]:
         flags = {"label errors": _label_errors(pool, rows, y, seed)}
@@ -84,6 +90,12 @@ def plan(data: Data, chosen: Chosen, fitted: FittedLeaveOneOut | None) -> Remova
         return lambda model, rows, y: score(model, pool.inputs(rows), y)
 
     return Removal(fit, {name: scored(score) for name, score in names.items()}, flag)
+
+
+def _loss(model: Any, X: Any, y: Array) -> float:
+    """Mean log loss, or squared error of a regression."""
+    classes = getattr(model, "classes_", None)
+    return -minus_log_loss(model, X, y) if classes is not None else float(np.mean((model.predict(X) - y) ** 2))
 
 
 def _label_errors(pool: Pool, rows: Array, y: Array, seed: int) -> Flags:

@@ -64,5 +64,5 @@ def _checked(checks: pd.DataFrame, what: str) -> tuple[Level, str]:
     if row["gain_lower"] > 0:
         return "high", f"Removing such rows helped: {interval}."
     if row["gain_upper"] < 0:
-        return "low", f"Removing such rows hurt, with the model's settings held: {interval}."
+        return "low", f"Removing such rows hurt: {interval}."
     return "medium", f"Removing such rows made no clear difference: {interval}."

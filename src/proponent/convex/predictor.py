@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,12 @@ class Predictor:
         return np.asarray(self.model.classes[self.predict_proba(inputs).argmax(axis=1)])
 
 
-def refit(model: LinearModel, inputs: Any, labels: Array) -> Predictor:
-    """The same model fitted to other rows, its preprocessing held.
+def refit(model: LinearModel, inputs: Any, labels: Array, penalty: float = 1.0) -> Predictor:
+    """The same model fitted to other rows, its preprocessing held, its penalty multiplied by `penalty`.
 
     Raises:
         NotConverged: no finite optimum on these rows.
     """
     problem = objective_problem(model, inputs, labels)
+    problem = replace(problem, penalty=penalty * problem.penalty)
     return Predictor(model, find_optimum(problem, model.optimum.theta).theta)
