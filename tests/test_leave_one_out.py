@@ -283,6 +283,21 @@ def test_groups_by_woodbury_equal_refits():
     assert np.corrcoef(alone.dataset.score.to_numpy().ravel(), single.score.to_numpy().ravel())[0, 1] > 0.9999
 
 
+def test_groups_of_a_squared_hinge_equal_refits_within_their_bounds():
+    X, y, Q, yq = binary(n=60, seed=12)
+    s, t = np.where(y == "yes", 1.0, -1.0), np.where(yq == "yes", 1.0, -1.0)
+    groups = np.repeat(np.array(["a", "b", "c"]), [3, 12, 45])
+    X1, Q1, penalty = constant(X), constant(Q), np.ones(6)
+    full = t * (Q1 @ refit_squared_hinge(X1, s, np.ones(60), penalty))
+    kept = [np.flatnonzero(groups != g) for g in "abc"]
+    expected = np.stack(
+        [full - t * (Q1 @ refit_squared_hinge(X1[k], s[k], np.ones(len(k)), penalty)) for k in kept], axis=1
+    )
+    recipe = SklearnRecipe(LinearSVC(tol=1e-8, max_iter=100_000), measurement="margin")
+    width = check(LeaveOneOut().fit(recipe, (X, y)).score_groups((Q, yq), groups), expected)
+    assert np.isfinite(width).all()
+
+
 def test_refits_of_any_estimator_agree_with_newton_steps():
     X, y = load_breast_cancer(return_X_y=True)
     recipe = SklearnRecipe(make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-10, max_iter=1000)))

@@ -13,7 +13,7 @@ from proponent.audit.prepare import Data, Part
 from proponent.convex.removal import Removals
 from proponent.examples import Examples
 from proponent.methods.knn_shapley import KNNShapley
-from proponent.methods.leave_one_out import FittedLeaveOneOut, LeaveOneOut
+from proponent.methods.leave_one_out import FittedLeaveOneOut, LeaveOneOut, means_over_queries
 from proponent.retrain.recipe import SklearnRecipe
 from proponent.store.stages import Arrays
 
@@ -54,20 +54,19 @@ def row_effects(data: Data, fitted: FittedLeaveOneOut, queries: Examples) -> Arr
     """Per training row: value, stderr, magnitude, self_influence, and its own prediction with and without it."""
     measured = fitted.fit.queries(queries)
 
-    def effects(removed: Removals) -> tuple[Array, Array]:
+    def effects(removed: Removals) -> tuple[Arrays, Array]:
         score = fitted.measure(measured, removed)["score"]
-        spread = score.std(axis=0, ddof=1) / np.sqrt(len(score))
-        return np.stack([score.mean(axis=0), spread, np.abs(score).mean(axis=0)]), fitted.own_logits(removed)
+        return means_over_queries({"score": score}), fitted.own_logits(removed)
 
     parts, own_logits = zip(*fitted.each(effects, np.arange(len(data.train))), strict=True)
-    value, stderr, magnitude = np.concatenate(parts, axis=1)
+    means = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     within, without = fitted.fit.model.optimum.logits, np.concatenate(own_logits)
     own = fitted.fit.queries(fitted.fit.train).measurement
     problem = fitted.fit.model.problem
     arrays: Arrays = {
-        "value": value,
-        "stderr": stderr,
-        "magnitude": magnitude,
+        "value": means["score"],
+        "stderr": means["stderr"],
+        "magnitude": means["magnitude"],
         "self_influence": (own.value(within[:, :, None]) - own.value(without[:, :, None]))[:, 0],
         "cost": np.asarray(float(problem.rows) ** 2 * problem.parameters),
     }

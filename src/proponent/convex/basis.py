@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import linalg
+
+from proponent.convex.problem import dense
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,7 +37,7 @@ class Basis:
     @classmethod
     def of(cls, x: Any) -> Basis:
         """The basis of the rows of x, rank found by pivoting."""
-        gram = _dense(x @ x.T)
+        gram = dense(x @ x.T)
         factor, order, rank, _ = linalg.lapack.dpstrf(
             np.asfortranarray(gram), lower=1, tol=1e-12 * max(gram.diagonal().max(), 1e-300)
         )
@@ -44,12 +46,8 @@ class Basis:
 
     def coordinates(self, x: Any) -> Array:
         """(m, r) from rows (m, d)."""
-        return np.asarray(linalg.solve_triangular(self.lower, _dense(x @ self.pivots.T).T, lower=True).T)
+        return np.asarray(linalg.solve_triangular(self.lower, dense(x @ self.pivots.T).T, lower=True).T)
 
     def features(self, v: Array) -> Array:
         """(d, b) the feature-space vectors with coordinates v (r, b)."""
         return np.asarray(self.pivots.T @ linalg.solve_triangular(self.lower, v, lower=True, trans="T"))
-
-
-def _dense(x: Any) -> Array:
-    return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)

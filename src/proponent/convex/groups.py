@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from proponent.convex.certificate import distance_after_step, distance_at_optimum
+from proponent.convex.certificate import distance_after_step
 from proponent.convex.curvature import factorise
-from proponent.convex.optimum import find_optimum
-from proponent.convex.problem import Problem
-from proponent.convex.removal import Neighbourhood, Removals
-from proponent.errors import InputError, NotConverged
+from proponent.convex.problem import Problem, dense
+from proponent.convex.removal import Neighbourhood, Removals, refit
+from proponent.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,9 +54,10 @@ def _remove(home: Neighbourhood, rows: Array, tolerance: float) -> tuple[Array, 
     first = solve(pull)
     size = np.sqrt(max(float(first @ pull), 0.0))
     delta, distance = _second_step(home, without, rest, first, solve, stretch)
-    if not distance <= tolerance * size:
-        delta, distance, stretch = _refit(home, without, first)
     distance += float(home.rounding(np.array([size]), np.array([stretch]))[0])
+    if not distance <= tolerance * size:
+        refitted = refit(home, without, first)
+        delta, distance, stretch = refitted or (np.full_like(first, np.nan), float("inf"), float("inf"))
     return delta, np.asarray(size), np.asarray(distance), np.asarray(stretch)
 
 
@@ -77,22 +77,6 @@ def _second_step(
     return first - step, float(distance[0])
 
 
-def _refit(home: Neighbourhood, without: Problem, start: Array) -> tuple[Array, float, float]:
-    theta = home.optimum.theta
-    try:
-        found = find_optimum(without, theta + start.reshape(theta.shape))
-    except NotConverged:
-        return np.full(theta.size, np.nan), float("inf"), float("inf")
-    factor = factorise(without.hessian(found.curvature, without.penalty))
-    stretch = home.stretch_of(factor)
-    reach = np.array([home.reach[0] * stretch])
-    if np.isfinite(without.loss.self_concordance):
-        left = float(distance_at_optimum(np.array([found.error]), reach, without.loss.self_concordance)[0])
-    else:
-        left = float("inf") if found.error > 1e-8 else found.error
-    return (found.theta - theta).ravel(), left, stretch
-
-
 def _inverse(home: Neighbourhood, without: Problem, rows: Array) -> tuple[Callable[[Array], Array], float]:
     """A⁻¹, and how much longer its norm can be than H'⁻¹'s."""
     problem = home.problem
@@ -101,9 +85,7 @@ def _inverse(home: Neighbourhood, without: Problem, rows: Array) -> tuple[Callab
     if k * c >= problem.parameters or shrunk:
         factor = factorise(without.hessian(np.delete(home.optimum.curvature, rows, axis=0), without.penalty))
         return lambda v: factor.solve(v[:, None])[:, 0], home.stretch_of(factor)
-    x = problem.x[rows]
-    dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
-    u = np.einsum("kp,cm->cpkm", dense, np.eye(c)).reshape(c * problem.features, k * c)
+    u = np.einsum("kp,cm->cpkm", dense(problem.x[rows]), np.eye(c)).reshape(c * problem.features, k * c)
     w = linalg.block_diag(*home.optimum.curvature[rows])
     z = home.factor.solve(u)
     wk = w @ (u.T @ z)

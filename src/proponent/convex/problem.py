@@ -134,3 +134,8 @@ def _weighted_gram(x: Any, w: Array) -> Array:
         half = x * np.sqrt(w)[:, None]
         return np.asarray(half.T @ half)
     return np.asarray(x.T @ (x * w[:, None]))
+
+
+def dense(x: Any) -> Array:
+    """Rows as a dense array, whichever way they are held."""
+    return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)

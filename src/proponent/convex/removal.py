@@ -24,7 +24,7 @@ from scipy import sparse
 from proponent.convex.certificate import distance_after_step, distance_at_optimum, distance_by_strong_convexity
 from proponent.convex.curvature import Factor, factorise
 from proponent.convex.optimum import Optimum, find_optimum
-from proponent.convex.problem import Problem
+from proponent.convex.problem import Problem, dense
 from proponent.errors import NotConverged
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,12 +63,6 @@ class Neighbourhood:
     def reach_without(self, rows: Array) -> Array:
         """The reach over the other rows, for each removed row."""
         return np.where(rows == self.reach[2], self.reach[1], self.reach[0])
-
-    @property
-    def stiffness(self) -> float:
-        """A bound on the largest eigenvalue of H' relative to the penalty: trace over smallest penalty."""
-        weak = self.problem.penalty_without_one().min()
-        return float(np.square(self.factor.lower).sum() / weak) if weak > 0 else float("inf")
 
     def stretch_of(self, factor: Factor) -> float:
         """√λ_max of H' relative to another curvature L Lᵀ."""
@@ -125,7 +119,7 @@ def spread_norms(factor: Factor, problem: Problem, x: Any, against: Array | None
 
 def leverage(factor: Factor, problem: Problem, x: Any) -> Array:
     """(I ⊗ x_j)ᵀ H'⁻¹ (I ⊗ x_j), shape (rows, c, c)."""
-    return _own(solved_rows(factor, problem, x), _dense(x))
+    return _own(solved_rows(factor, problem, x), dense(x))
 
 
 def solved_rows(factor: Factor, problem: Problem, x: Any) -> Array:
@@ -235,7 +229,7 @@ def _remove_block(home: Neighbourhood, rows: Array, steps: int, tolerance: float
     stretch = made.stretch.copy()
     refitted = np.flatnonzero(~(distance <= tolerance * size))
     for k in refitted if home.problem.parameters <= REFIT_PARAMETERS else []:
-        better = _refit(home, int(rows[k]), delta[:, k])
+        better = refit(home, _without_row(home.problem, int(rows[k])), delta[:, k])
         if better is not None:
             delta[:, k], distance[k], stretch[k] = better
     return Removals(rows, delta, size, distance, stretch)
@@ -267,37 +261,53 @@ def _advance(path: _Path, size: Array) -> _Path:
     if np.isfinite(concordance):
         distance = distance_after_step(nu, spread, home.reach_without(made.rows) * made.stretch, concordance)
     else:
-        penalty = np.tile(home.problem.penalty_without_one(), home.problem.outputs)
-        distance = distance_by_strong_convexity(residual, penalty, home.stiffness)
+        penalty = home.problem.penalty_without_one()
+        stiff = stiffness(home.factor, penalty)
+        distance = distance_by_strong_convexity(residual, np.tile(penalty, home.problem.outputs), stiff)
     return _Path(made, path.delta - step, pulled, distance + home.rounding(size, made.stretch))
 
 
-def _refit(home: Neighbourhood, row: int, start: Array) -> tuple[Array, float, float] | None:
-    """The exact refit without one row by Newton's method, its bound, and its own stretch; None where there is no optimum."""
-    problem, theta = home.problem, home.optimum.theta
-    weight = problem.weight.copy()
-    weight[row] = 0.0
-    without = replace(problem, weight=weight, penalty=problem.penalty_without_one(), penalty_shrinks=0.0)
+def refit(home: Neighbourhood, without: Problem, start: Array) -> tuple[Array, float, float] | None:
+    """The exact refit by Newton's method, its bound, and its own stretch.
+
+    None where there is no optimum, or where what was removed alone determined a coefficient: then what a refit does is a
+    convention.
+
+    Args:
+        home: the full problem's neighbourhood.
+        without: the problem after the removal.
+        start: (c·d,) a step to start from; ignored where it is not finite.
+    """
+    theta, loss = home.optimum.theta, without.loss
     try:
         found = find_optimum(without, theta + start.reshape(theta.shape) if np.isfinite(start).all() else theta)
     except NotConverged:
         return None
     factor = factorise(without.hessian(found.curvature, without.penalty))
-    if (
-        factor.free > home.factor.free
-    ):  # the row alone determined a coefficient: what the refit would do is a convention
+    if factor.free > home.factor.free:
         return None
-    stretch = home.stretch_of(factor)
-    delta = (found.theta - theta).ravel()
-    error = np.array([found.error])
-    concordance = problem.loss.self_concordance
-    if np.isfinite(concordance):
-        left = distance_at_optimum(error, np.array([home.reach[0] * stretch]), concordance)
+    stretch, delta = home.stretch_of(factor), (found.theta - theta).ravel()
+    if np.isfinite(loss.self_concordance):
+        reach = np.array([home.reach[0] * stretch])
+        left = distance_at_optimum(np.array([found.error]), reach, loss.self_concordance)
     else:
         residual = without.gradient(found.theta, found.logits).reshape(-1, 1)
-        left = distance_by_strong_convexity(residual, np.tile(without.penalty, problem.outputs), home.stiffness)
+        penalty = np.tile(without.penalty, without.outputs)
+        left = distance_by_strong_convexity(residual, penalty, stiffness(factor, without.penalty))
     size = np.array([np.linalg.norm(home.factor.lower.T @ delta)])
     return delta, float(left[0] + home.rounding(size, np.array([stretch]))[0]), stretch
+
+
+def stiffness(factor: Factor, penalty: Array) -> float:
+    """A bound on the largest eigenvalue of a curvature relative to the penalty: trace over smallest penalty."""
+    weak = penalty.min()
+    return float(np.square(factor.lower).sum() / weak) if weak > 0 else float("inf")
+
+
+def _without_row(problem: Problem, row: int) -> Problem:
+    weight = problem.weight.copy()
+    weight[row] = 0.0
+    return replace(problem, weight=weight, penalty=problem.penalty_without_one(), penalty_shrinks=0.0)
 
 
 def _subset(made: _Block, at: Array) -> _Block:
@@ -315,17 +325,13 @@ def _subset(made: _Block, at: Array) -> _Block:
 def _block(home: Neighbourhood, rows: Array) -> _Block:
     problem = home.problem
     x, w = problem.x[rows], home.optimum.curvature[rows]
-    z, x = solved_rows(home.factor, problem, x), _dense(x)
+    z, x = solved_rows(home.factor, problem, x), dense(x)
     wk = w @ _own(z, x)
     taken = np.maximum(wk[:, 0, 0] if problem.outputs == 1 else np.linalg.eigvals(wk).real.max(axis=1), 0.0)
     left = np.where(taken < 1.0 - 1e-11, 1.0 - taken, np.nan)  # NaN: without the row a coefficient is not determined
     known = np.where(np.isnan(left), 0.0, 1.0)[:, None, None]
     share = np.linalg.inv(np.eye(problem.outputs) - known * wk) / np.where(known > 0, 1.0, np.nan)
     return _Block(home, rows, x, share, w, np.nan_to_num(1.0 / np.sqrt(left), nan=np.inf), z)
-
-
-def _dense(x: Any) -> Array:
-    return np.asarray(x.toarray() if sparse.issparse(x) else x)
 
 
 def _row_blocks(problem: Problem) -> Iterator[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from proponent.convex.measurement import Measurement, measure
 from proponent.convex.model import LinearModel, linear_model
+from proponent.convex.problem import dense
 from proponent.examples import Examples
 from proponent.retrain.maps import one_thread
 from proponent.retrain.recipe import SklearnRecipe
@@ -60,6 +61,11 @@ class ConvexFit:
         f = np.asarray(x @ self.model.optimum.theta.T)
         y = None if self.recipe.measurement == "prediction" else self.model.targets(query.labels)
         return Queries(x, f, measure(self.recipe.measurement, self.model.problem.loss, y, f))
+
+    def query_gradients(self, queries: Queries) -> Array:
+        """(q, c·d) ∇_θ m_q."""
+        slope = queries.measurement.slope(queries.f)
+        return np.asarray((slope[:, :, None] * dense(queries.x)[:, None, :]).reshape(len(slope), -1))
 
 
 def _numbers(inputs: Any) -> float:

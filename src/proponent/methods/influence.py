@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import sparse
 
 from proponent.attribution import Attribution, Values
 from proponent.convex.curvature import Curvature, MatrixFree, curvature_of
+from proponent.convex.problem import dense
 from proponent.examples import Examples
 from proponent.methods.convex_fit import ConvexFit, Queries
 from proponent.store.matrix import require_memory
@@ -97,7 +97,7 @@ class FittedInfluence:
     def values(self, query: Any) -> Values:
         """Each row's mean score over the queries, at the cost of a single query."""
         measured = self.fit.queries(Examples.of(query))
-        gradient = self._query_gradients(measured).mean(axis=1, keepdims=True)
+        gradient = self.fit.query_gradients(measured).mean(axis=0)[:, None]
         return Values.of(
             self._along(self._solve(gradient)[0])[0], train=self.fit.train, method="Influence, mean over queries"
         )
@@ -134,12 +134,6 @@ class FittedInfluence:
             attrs={"unit": "change of the measurement per unit of the feature"},
         )
 
-    def _query_gradients(self, measured: Queries) -> Array:
-        """∇_θ m_q as columns, (c·d, q)."""
-        slope = measured.measurement.slope(measured.f)
-        x = measured.x.toarray() if sparse.issparse(measured.x) else measured.x
-        return np.asarray((slope.T[:, None, :] * x.T[None]).reshape(-1, len(slope)))
-
     def _solve(self, gradients: Array) -> tuple[Array, Array]:
         if isinstance(self.curvature, MatrixFree):
             return self.curvature.solve_with_residuals(gradients)
@@ -147,7 +141,7 @@ class FittedInfluence:
 
     def _directions(self, measured: Queries) -> tuple[Array, Array]:
         """H⁻¹∇m_q as columns, and the solver's relative residuals."""
-        return self._solve(self._query_gradients(measured))
+        return self._solve(self.fit.query_gradients(measured).T)
 
     def _along(self, directions: Array) -> Array:
         """−directionᵀ(s_i ∇ℓ_i + drift) for every row: (q, n)."""
@@ -174,7 +168,6 @@ class FittedInfluence:
         flat = model.basis.features(weights.reshape(q * c, -1).T).T.reshape(q, c, -1)
         # Outside the span of the training rows only the penalty curves: there H⁻¹ = 1/λ.
         x = queries.inputs if model.front is None else model.front.transform(queries.inputs)
-        dense = np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)
-        outside = dense - model.basis.features(model.basis.coordinates(x).T).T
+        outside = dense(x) - model.basis.features(model.basis.coordinates(x).T).T
         slope = measured.measurement.slope(measured.f)
         return np.asarray(flat + slope[:, :, None] * outside[:, None, :] / model.objective.penalty)

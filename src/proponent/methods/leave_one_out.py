@@ -14,6 +14,7 @@ import numpy as np
 from proponent.attribution import Attribution, Values
 from proponent.convex.curvature import MAX_DENSE
 from proponent.convex.groups import remove_groups
+from proponent.convex.problem import dense
 from proponent.convex.removal import Neighbourhood, Removals, neighbourhood, remove_each, spread_norms
 from proponent.errors import InputError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
@@ -170,7 +171,7 @@ class FittedLeaveOneOut:
         train = self.fit.train if rows is None else self.fit.train.take(self.fit.train.positions(list(rows)))
         at = self.fit.train.positions(train.ids)
         measured = self.fit.queries(queries)
-        parts = [_means(part) for part in track(self._blocks(measured, at), "values", -(-len(at) // BLOCK))]
+        parts = [means_over_queries(part) for part in track(self._blocks(measured, at), "values", -(-len(at) // BLOCK))]
         named = (
             {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {"score": np.empty(0)}
         )
@@ -192,10 +193,7 @@ class FittedLeaveOneOut:
 
     def query_gradients(self, query: Any) -> Array:
         """(q, parameters) the gradient of each query's measurement, so that a score is about gradient · step."""
-        measured = self.fit.queries(Examples.of(query))
-        slope, x = measured.measurement.slope(measured.f), measured.x
-        dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
-        return np.asarray((slope[:, :, None] * dense[:, None, :]).reshape(len(dense), -1))
+        return self.fit.query_gradients(self.fit.queries(Examples.of(query)))
 
     def score_groups(self, query: Any, groups: Sequence[Any] | Array | None = None) -> Attribution:
         """Scores of whole groups removed at once (Newton step of the group, by Woodbury, and a second step with bounds).
@@ -293,10 +291,8 @@ class FittedLeaveOneOut:
     def own_logits(self, removed: Removals) -> Array:
         """(b, c) the removed rows' own logits by the models without them."""
         problem, rows = self.home.problem, removed.rows
-        x = problem.x[rows]
-        dense = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
         delta = removed.delta.reshape(problem.outputs, problem.features, len(rows))
-        return self.home.optimum.logits[rows] + np.einsum("bp,cpb->bc", dense, delta, optimize=True)
+        return self.home.optimum.logits[rows] + np.einsum("bp,cpb->bc", dense(problem.x[rows]), delta, optimize=True)
 
     def _warn_unknown(self, train: Examples, score: Array) -> None:
         unknown = np.isnan(score).any(axis=0)
@@ -309,7 +305,8 @@ class FittedLeaveOneOut:
             )
 
 
-def _means(part: dict[str, Array]) -> dict[str, Array]:
+def means_over_queries(part: dict[str, Array]) -> dict[str, Array]:
+    """Per removed row: the mean of every variable, and of `score` its `stderr` and the mean `magnitude`."""
     score = part["score"]
     spread = score.std(axis=0, ddof=1) if len(score) > 1 else np.full(score.shape[1], np.nan)
     extra = {"stderr": spread / np.sqrt(len(score)), "magnitude": np.abs(score).mean(axis=0)}
