@@ -11,6 +11,8 @@ _HOMES = {
     "Description": "proponent.examples",
     "Examples": "proponent.examples",
     "FingerprintMismatch": "proponent.errors",
+    "GradCos": "proponent.methods.grad_dot",
+    "GradDot": "proponent.methods.grad_dot",
     "Influence": "proponent.methods.influence",
     "InputError": "proponent.errors",
     "KNNShapley": "proponent.methods.knn_shapley",
@@ -20,11 +22,14 @@ _HOMES = {
     "ProponentError": "proponent.errors",
     "ProponentWarning": "proponent.errors",
     "SklearnRecipe": "proponent.retrain.recipe",
+    "Task": "proponent.task",
+    "TracIn": "proponent.methods.tracin",
     "UnsupportedModel": "proponent.errors",
     "Values": "proponent.attribution",
     "applications": "proponent.applications",
     "attribute": "proponent.methods.auto",
     "audit": "proponent.audit.run",
+    "check_capture": "proponent.capture.check",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

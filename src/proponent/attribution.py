@@ -18,7 +18,6 @@ import pandas as pd
 import xarray as xr
 
 from proponent.errors import InputError, did_you_mean
-from proponent.examples import Examples
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,8 +49,8 @@ class Attribution:
         cls,
         score: Array,
         *,
-        query: Sequence[Any] | Array | Examples,
-        train: Sequence[Any] | Array | Examples,
+        query: Any,
+        train: Any,
         method: str,
         unit: str = CHANGE,
         variables: Mapping[str, Any] | None = None,
@@ -61,7 +60,7 @@ class Attribution:
 
         Args:
             score: (q, n).
-            query, train: Examples, or their ids.
+            query, train: Examples or other rows with ids, or their ids.
             method: the method's name.
             unit: what a score is; by default the predicted change of the measurement.
             variables: more variables: a (q, n) array, or a pair (dims, array).
@@ -188,7 +187,7 @@ class Values:
         cls,
         value: Array,
         *,
-        train: Sequence[Any] | Array | Examples,
+        train: Any,
         method: str,
         unit: str = CHANGE,
         variables: Mapping[str, Array] | None = None,
@@ -243,14 +242,10 @@ class Values:
 
 
 def _coordinates(examples: Any, dim: str) -> dict[str, tuple[str, Array]]:
-    if not isinstance(examples, Examples):
+    if not hasattr(examples, "ids"):
         return {dim: (dim, _text(np.asarray(examples)))}
-    coords = {dim: (dim, _text(examples.ids))}
-    if examples.labels is not None:
-        coords[f"{dim}_label"] = (dim, _text(examples.labels))
-    if examples.groups is not None:
-        coords[f"{dim}_group"] = (dim, _text(examples.groups))
-    return coords
+    named = {"": examples.ids, "_label": examples.labels, "_group": getattr(examples, "groups", None)}
+    return {f"{dim}{name}": (dim, _text(column)) for name, column in named.items() if column is not None}
 
 
 def _text(column: Array) -> Array:

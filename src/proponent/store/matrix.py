@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from proponent.attribution import Attribution
+from proponent.attribution import CHANGE, Attribution
 from proponent.errors import InputError
-from proponent.examples import Examples
 from proponent.store.fingerprint import fingerprint, require_same
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,24 +39,32 @@ class MatrixStore:
     Args:
         path: the zarr directory, readable by `Attribution.load` at any time.
         block: training examples per block.
+        rounds: parts of the queries, each of which writes every block.
     """
 
     path: Path
     block: int
+    rounds: int = 1
 
     @classmethod
     def open(
         cls,
         path: str | Path,
-        query: Examples,
-        train: Examples,
+        query: Any,
+        train: Any,
         *,
         variables: tuple[str, ...],
         block: int,
         method: str,
         settings: Mapping[str, Any],
+        rounds: int = 1,
+        dtype: str = "float64",
+        unit: str = CHANGE,
     ) -> MatrixStore:
         """Create the matrix, or go on with the one that lies there.
+
+        Args:
+            query, train: Examples, or other rows with ids and a fingerprint.
 
         Raises:
             FingerprintMismatch: what lies there was made from other data or settings.
@@ -69,17 +76,20 @@ class MatrixStore:
             "query": query.fingerprint(),
             "train": train.fingerprint(),
         }
-        mark = fingerprint({**made_from, "block": block, "variables": variables})
+        mark = fingerprint(
+            {**made_from, "block": block, "variables": variables} | ({"rounds": rounds} if rounds > 1 else {})
+        )
         shape = (len(query), len(train))
         if path.exists():
             there = dict(zarr.open_group(path, mode="r").attrs)
             require_same({"fingerprint": there.get("fingerprint")}, {"fingerprint": mark}, str(path))
-            return cls(path, block)
+            return cls(path, block, rounds)
         empty = Attribution.of(
             np.full(shape, np.nan) if 0 in shape else np.broadcast_to(np.nan, shape),
             query=query,
             train=train,
             method=method,
+            unit=unit,
             attributes={"settings": dict(settings), "fingerprint": mark},
         )
         Attribution(empty.dataset.drop_vars("score")).save(path)
@@ -92,24 +102,25 @@ class MatrixStore:
                     name,
                     shape=shape,
                     chunks=chunks,
-                    dtype="float64",
+                    dtype=dtype,
                     fill_value=np.nan,
                     dimension_names=("query", "train"),
                 )
-            blocks = -(-shape[1] // block)
+            count = rounds * -(-shape[1] // block)
             group.create_array(
-                "written", shape=(blocks,), chunks=(1,), dtype="bool", fill_value=False, dimension_names=("block",)
+                "written", shape=(count,), chunks=(1,), dtype="bool", fill_value=False, dimension_names=("block",)
             )
-        return cls(path, block)
+        return cls(path, block, rounds)
 
-    def missing(self) -> list[int]:
-        """The blocks that are not written yet."""
-        return [int(b) for b in np.flatnonzero(~np.asarray(zarr.open_group(self.path, mode="r")["written"][:]))]
+    def missing(self, turn: int = 0) -> list[int]:
+        """The blocks that this round has not written yet."""
+        written = np.asarray(zarr.open_group(self.path, mode="r")["written"][:]).reshape(self.rounds, -1)
+        return [int(b) for b in np.flatnonzero(~written[turn])]
 
-    def write(self, index: int, values: Mapping[str, Array]) -> None:
-        """Write one block's columns, then mark it written."""
+    def write(self, index: int, values: Mapping[str, Array], turn: int = 0, queries: slice = slice(None)) -> None:
+        """Write one block's columns for a round's queries, then mark it written."""
         group = zarr.open_group(self.path, mode="a")
         at = slice(index * self.block, index * self.block + next(iter(values.values())).shape[1])
         for name, columns in values.items():
-            group[name][:, at] = columns
-        group["written"][index] = True
+            group[name][queries, at] = columns
+        group["written"][turn * (group["written"].shape[0] // self.rounds) + index] = True

@@ -1,0 +1,149 @@
+"""Convolutions: the weight gradients of b examples are the weight gradient of one convolution with b times the groups."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from proponent.capture.blocks import CHUNK, Block, Dense, Factors
+from proponent.capture.call import Call
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Σ_t g_t window_t(x)ᵀ for a weight (O, C·k), and Σ_t g_t for a bias, without unfolding the windows.
+
+    Args:
+        names: the parameters' names: weight, bias, or both in this order.
+        x: (b, C, …) inputs, padded.
+        g: (b, O, …) gradients at the outputs.
+        kernel, stride, dilation: of the layer, one number per dimension.
+        weight, bias: which of the two are wanted.
+    """
+
+    names: tuple[str, ...]
+    x: Tensor
+    g: Tensor
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    weight: bool = True
+    bias: bool = False
+
+    def __len__(self) -> int:
+        return len(self.g)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        o = self.g.shape[1]
+        return (o * self.x.shape[1] * math.prod(self.kernel),) * self.weight + (o,) * self.bias
+
+    def rows(self) -> tuple[Tensor, ...]:
+        weight = (self._weight(),) if self.weight else ()
+        return weight + ((self.g.flatten(2).sum(2),) if self.bias else ())
+
+    def against(self, rows: Any, out: Tensor) -> None:
+        step = max(1, CHUNK // max(1, sum(self.sizes)))
+        for at in range(0, len(self), step):
+            part = slice(at, at + step)
+            for theirs, ours in zip(rows, self[part].rows(), strict=True):
+                out[:, part].addmm_(theirs, ours.T)
+
+    def norm2(self) -> Tensor:
+        return torch.stack([part.square().sum(1) for part in self.rows()]).sum(0)
+
+    def __getitem__(self, at: slice) -> Convolution:
+        return replace(self, x=self.x[at], g=self.g[at])
+
+    def factors(self) -> Factors:
+        """The same gradients as those of a linear layer on the windows: C·k inputs at each output position."""
+        spatial = tuple(self.g.shape[2:])
+        strides = self.x.stride()
+        step = tuple(s * d for s, d in zip(strides[2:], self.dilation, strict=True))
+        hop = tuple(s * d for s, d in zip(strides[2:], self.stride, strict=True))
+        shape = (*self.x.shape[:2], *self.kernel, *spatial)
+        windows = self.x.as_strided(shape, (*strides[:2], *step, *hop)).reshape(
+            len(self), self.x.shape[1] * math.prod(self.kernel), math.prod(spatial)
+        )
+        return Factors(self.names, windows.mT, self.g.flatten(2).mT, weight=self.weight, bias=self.bias)
+
+    def _weight(self) -> Tensor:
+        return _weight_rows(self.x, self.g, self.kernel, self.stride, self.dilation, 1)
+
+
+def convolution(call: Call) -> list[Block]:
+    """y_t = W · window_t(x) + b."""
+    module: Any = call.module
+    x, g = _padded(call.args[0], module), call.grad
+    weight, bias = "weight" in call.wanted, "bias" in call.wanted
+    names = ("weight",) * weight + ("bias",) * bias
+    if module.groups == 1:
+        return [Convolution(names, x, g, module.kernel_size, module.stride, module.dilation, weight, bias)]
+    own = (_weight_rows(x, g, module.kernel_size, module.stride, module.dilation, module.groups),) * weight
+    return [Dense(names, own + (g.flatten(2).sum(2),) * bias)]
+
+
+def transposed_convolution(call: Call) -> list[Block]:
+    """The convolution whose input gradient this layer's output is: inputs and outputs change places."""
+    module: Any = call.module
+    x, g = call.args[0], call.grad
+    b, weight, bias = len(x), "weight" in call.wanted, "bias" in call.wanted
+    names = ("weight",) * weight + ("bias",) * bias
+    # One group per example and group: (1, b·C, …).
+    shape = module.weight.shape
+    like = module.weight.new_empty(b * shape[0], *shape[1:]).to(x)
+    options = (list(module.stride), list(module.padding), list(module.dilation), True, list(module.output_padding))
+    own = torch.ops.aten.convolution_backward(
+        _side_by_side(g), _side_by_side(x), like, None, *options, b * module.groups, [False, True, False]
+    )[1]
+    return [Dense(names, (own.reshape(b, -1),) * weight + (g.flatten(2).sum(2),) * bias)]
+
+
+def _weight_rows(
+    x: Tensor, g: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> Tensor:
+    """(b, O·C/groups·k): examples laid side by side as groups of one convolution, whose weight gradient is all of theirs."""
+    b, c, o = len(x), x.shape[1] // groups, g.shape[1]
+    x = _cropped(x, kernel, stride, dilation, tuple(g.shape[2:]))
+    like = x.new_empty(b * o, c, *kernel)
+    none = [0] * len(kernel)
+    own = torch.ops.aten.convolution_backward(
+        _side_by_side(g),
+        _side_by_side(x),
+        like,
+        None,
+        stride,
+        none,
+        dilation,
+        False,
+        none,
+        b * groups,
+        [False, True, False],
+    )[1]
+    rows: Tensor = own.reshape(b, -1)
+    return rows
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def _padded(x: Tensor, module: Any) -> Tensor:
+    """The input with the layer's padding made explicit."""
+    reach = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, reach, mode=mode) if any(reach) else x
+
+
+def _cropped(
+    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], out: tuple[int, ...]
+) -> Tensor:
+    """Without the rim that a stride leaves unread."""
+    for d, (k, s, e, n) in enumerate(zip(kernel, stride, dilation, out, strict=True), 2):
+        x = x.narrow(d, 0, min(x.shape[d], (n - 1) * s + (k - 1) * e + 1))
+    return x

@@ -1,0 +1,1 @@
+"""Curvature: what the product of two gradients is measured in."""

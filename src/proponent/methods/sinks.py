@@ -1,0 +1,107 @@
+"""Where scores go as they are made: a matrix in memory, a matrix on disk, or only the strongest of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from proponent.rows import Rows
+from proponent.store.matrix import MatrixStore
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Sink(Protocol):
+    """Takes blocks of scores. A round is one model and one chunk of queries."""
+
+    def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
+        """The parts of the training set that this round still needs."""
+        ...
+
+    def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The matrix (q, n): the first model's rounds write, further models' rounds add.
+
+    Args:
+        score: (q, n), not initialised: each page of a large matrix is touched once.
+        rounds: of the first model.
+    """
+
+    score: Array
+    rounds: int
+
+    def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
+        return list(parts)
+
+    def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None:
+        here = torch.from_numpy(self.score)[queries, train]
+        if turn < self.rounds:
+            here.copy_(scores)
+        else:
+            here.add_(scores.to(here))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The matrix in a store, where what a killed run has written is not computed again."""
+
+    store: MatrixStore
+
+    def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
+        return [parts[b] for b in self.store.missing(turn)]
+
+    def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None:
+        self.store.write(train.start // self.store.block, {"score": scores.numpy(force=True)}, turn, queries)
+
+
+@dataclass
+class Strongest:
+    """The k highest and the k lowest scores of each query so far."""
+
+    queries: int
+    k: int
+    best: list[Tensor] = field(default_factory=list)
+    at: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best = [torch.full((self.queries, self.k), -torch.inf) for _ in range(2)]
+        self.at = [torch.full((self.queries, self.k), -1) for _ in range(2)]
+
+    def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
+        return list(parts)
+
+    def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None:
+        here = torch.arange(train.start, train.stop).expand(len(scores), -1)
+        for side, signed in enumerate((scores.cpu(), -scores.cpu())):
+            known = torch.cat([self.best[side][queries], torch.nan_to_num(signed, nan=-torch.inf)], 1)
+            top = known.topk(self.k, dim=1)
+            self.best[side][queries] = top.values
+            self.at[side][queries] = torch.cat([self.at[side][queries], here], 1).gather(1, top.indices)
+
+    def table(self, queries: Rows, train: Rows) -> pd.DataFrame:
+        """A row per query, side and rank."""
+        parts = []
+        for side, sign, name in ((0, 1.0, "proponent"), (1, -1.0, "opponent")):
+            score = (sign * self.best[side]).numpy().ravel()
+            at = self.at[side].numpy().ravel()
+            columns = {
+                "query": np.repeat(queries.ids, self.k),
+                "side": name,
+                "rank": np.tile(np.arange(1, self.k + 1), self.queries),
+                "id": train.ids[at],
+                "score": score,
+            }
+            if train.labels is not None:
+                columns["label"] = train.labels[at]
+            parts.append(pd.DataFrame(columns)[np.isfinite(score) & (sign * score > 0)])
+        table = pd.concat(parts, ignore_index=True)
+        return table.sort_values("query", kind="stable", ignore_index=True)
