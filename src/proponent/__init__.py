@@ -7,14 +7,18 @@ from typing import Any
 
 _HOMES = {
     "Attribution": "proponent.attribution",
+    "Damping": "proponent.curvature.damping",
     "DataOOB": "proponent.methods.data_oob",
     "Description": "proponent.examples",
+    "Diagonal": "proponent.curvature.kinds",
+    "EKFAC": "proponent.curvature.kinds",
     "Examples": "proponent.examples",
     "FingerprintMismatch": "proponent.errors",
     "GradCos": "proponent.methods.grad_dot",
     "GradDot": "proponent.methods.grad_dot",
     "Influence": "proponent.methods.influence",
     "InputError": "proponent.errors",
+    "KFAC": "proponent.curvature.kinds",
     "KNNShapley": "proponent.methods.knn_shapley",
     "LeaveOneOut": "proponent.methods.leave_one_out",
     "MissingExtra": "proponent.errors",

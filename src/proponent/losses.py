@@ -2,24 +2,44 @@
 
 A batch is what the model was trained on: a tuple whose last entry is the target, or a mapping with the target under
 "labels". A loss splits it, calls the model, and gives one loss per example, never averaged over the batch.
+
+A loss that is a negative log-likelihood also knows the Hessian H of its loss in the model's output, which is what
+curvature needs of it, in two forms. J is the output's derivative in the parameters:
+
+    sample, likelihood   E over drawn targets of ∇likelihood ∇likelihoodᵀ = Jᵀ H J   (one backward pass a draw)
+    terms                Σ weight · ∇term ∇termᵀ                          = Jᵀ H J   (exact, one backward pass a term)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proponent.errors import InputError, did_you_mean
+from proponent.errors import InputError, UnsupportedModel, did_you_mean
+
+MOST_TERMS = 128
+"""Terms of one example's output Hessian, each a backward pass, up to which they are summed exactly."""
+
+Reduction = Literal["sum", "mean"]
+Terms = Iterator[tuple[Tensor, Tensor]]
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """Losses that know their model's output: `output` calls the model, `per_example` turns its output into (b,)."""
+    """Losses that know their model's output: `output` calls the model, `per_example` turns its output into (b,).
+
+    What more a loss can do, it says by having the method:
+
+        sample(output, batch, generator)   the batch with targets drawn from the model
+        likelihood(output, batch)          (b,) losses at drawn targets whose gradients' second moment is Jᵀ H J
+        terms(output, batch)               pairs (weight (b,), term (b,)) with Σ weight · ∇term ∇termᵀ = Jᵀ H J
+        measure(what, output, batch)       (b,) log_probability, margin, logit or entropy
+    """
 
     def output(self, model: Any, batch: Any) -> Tensor: ...
 
@@ -46,9 +66,100 @@ def call(model: Any, batch: Any) -> Any:
     return out.logits if hasattr(out, "logits") else out
 
 
+class _Called:
+    """Losses of the model's output on the batch's inputs."""
+
+    def output(self, model: Any, batch: Any) -> Tensor:
+        return call(model, batch)
+
+
+class _Softmax(_Called):
+    """−log p(target) under a softmax over classes, at one or more positions of an example.
+
+    Subclasses say where the classes and the targets are. H = diag(p) − ppᵀ whatever the target, hence also under label
+    smoothing; a mean over t positions divides it by t, so at drawn targets the sum is divided by √t.
+    """
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def positions(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """(b, T, C) logits in at least float32, and (b, T) classes or `ignore_index`."""
+        return classes(output, target_of(batch), self.ignore_index)
+
+    def share(self, target: Tensor) -> Tensor:
+        """(b,) what an example's sum over positions is divided by."""
+        return torch.ones(len(target), device=target.device)
+
+    def per_example(self, output: Tensor, batch: Any) -> Tensor:
+        logits, target = self.positions(output, batch)
+        return self._losses(logits, target, self.label_smoothing).sum(1) / self.share(target).to(logits.dtype)
+
+    def _losses(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        flat = F.cross_entropy(
+            logits.flatten(0, 1),
+            target.flatten(),
+            ignore_index=self.ignore_index,
+            label_smoothing=smoothing,
+            reduction="none",
+        )
+        return flat.view(target.shape)
+
+    def draw(self, logits: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(b, T) classes from the model's predictions; ignored positions stay ignored."""
+        p = logits.detach().float().softmax(-1)
+        p = torch.where(p.isfinite().all(-1, keepdim=True), p, 1.0)  # the loss there is not finite whatever is drawn
+        drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(target.shape)
+        return torch.where(target == self.ignore_index, target, drawn)
+
+    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+        """The batch with targets drawn from the model's own predictions, where it has targets."""
+        drawn = self.draw(*self.positions(output, batch), generator)
+        return with_target(batch, drawn.view(target_of(batch).shape))
+
+    def likelihood(self, output: Tensor, batch: Any) -> Tensor:
+        logits, target = self.positions(output, batch)
+        return self._losses(logits, target, 0.0).sum(1) / self.share(target).to(logits.dtype).sqrt()
+
+    def terms(self, output: Tensor, batch: Any) -> Terms:
+        """p_c and −log p_c of every class, at every position."""
+        logits, target = self.positions(output, batch)
+        few_terms(logits.shape[1] * logits.shape[2])
+        log_p = logits.log_softmax(-1)
+        weight = log_p.detach().exp() * (target != self.ignore_index)[:, :, None]
+        weight /= self.share(target).to(weight.dtype)[:, None, None]
+        return ((weight[:, t, c], -log_p[:, t, c]) for t in range(logits.shape[1]) for c in range(logits.shape[2]))
+
+    def measure(self, what: str, output: Tensor, batch: Any) -> Tensor:
+        logits, target = self.positions(output, batch)
+        live = target != self.ignore_index
+        made = _measured(what, logits, torch.where(live, target, 0)[:, :, None])
+        return torch.where(live, made, 0.0).sum(1) / self.share(target).to(made.dtype)
+
+
+def _measured(what: str, logits: Tensor, own: Tensor) -> Tensor:
+    """(b, T) measurements of the classes `own`, (b, T, 1)."""
+    if what == "logit":
+        return logits.gather(-1, own).squeeze(-1)
+    if what == "margin":
+        others = logits.scatter(-1, own, -torch.inf).logsumexp(-1)
+        return logits.gather(-1, own).squeeze(-1) - others
+    log_p = logits.log_softmax(-1)
+    if what == "log_probability":
+        return log_p.gather(-1, own).squeeze(-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 log 0 = 0
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(_Softmax):
     """−log p(target) of a softmax over classes, summed over the positions of an example.
+
+    The classes are the last dimension of the model's output. Label smoothing moves the loss's minimum, not its Hessian:
+    curvature comes from drawn targets without it, whose gradients p − e_y have mean zero.
+
+    >>> output, target = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([1, -100])
+    >>> CrossEntropy().per_example(output, (None, target))
+    tensor([0.6931, 0.0000])
 
     Args:
         ignore_index: targets that carry no loss.
@@ -58,111 +169,223 @@ class CrossEntropy:
     ignore_index: int = -100
     label_smoothing: float = 0.0
 
-    def output(self, model: Any, batch: Any) -> Tensor:
-        return call(model, batch)
-
-    def per_example(self, output: Tensor, batch: Any) -> Tensor:
-        target = split(batch)[2]
-        require_classes(target, output.shape[-1], self.ignore_index)
-        flat = F.cross_entropy(
-            output.reshape(-1, output.shape[-1]),
-            target.reshape(-1),
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction="none",
-        )
-        return flat.reshape(len(output), -1).sum(dim=1)
-
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
-        """The batch with targets drawn from the model's own predictions, where it has targets."""
-        inputs, named, target = split(batch)
-        p = output.detach().reshape(-1, output.shape[-1]).float().softmax(-1)
-        drawn = torch.multinomial(p, 1, generator=generator).reshape(target.shape)
-        drawn = torch.where(target == self.ignore_index, target, drawn)
-        return {**named, "labels": drawn} if named else (*inputs, drawn)
-
 
 @dataclass(frozen=True)
-class CausalLM:
-    """−Σ_t log p(token t+1 | tokens ≤ t) of one sequence; targets equal to ignore_index carry no loss.
+class MaskedLM(_Softmax):
+    """−Σ_t log p(token t | the rest) over the masked tokens of one sequence; all others have the target ignore_index.
 
-    The target is the sequence itself (or "labels"), shifted here by one position.
+    Args:
+        ignore_index: targets of the tokens that are not masked.
+        reduction: "sum" over the sequence's own masked tokens, or their "mean".
     """
 
     ignore_index: int = -100
+    reduction: Reduction = "sum"
 
-    def output(self, model: Any, batch: Any) -> Tensor:
-        return call(model, batch)
+    def __post_init__(self) -> None:
+        require_reduction(self.reduction)
 
-    def per_example(self, output: Tensor, batch: Any) -> Tensor:
-        return CrossEntropy(self.ignore_index).per_example(output[:, :-1], ((), split(batch)[2][:, 1:]))
-
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
-        inputs, named, target = split(batch)
-        shifted = CrossEntropy(self.ignore_index).sample(output[:, :-1], ((), target[:, 1:]), generator)[-1]
-        drawn = torch.cat([target[:, :1], shifted], dim=1)
-        return {**named, "labels": drawn} if named else (*inputs, drawn)
+    def share(self, target: Tensor) -> Tensor:
+        return _share(self.reduction, target, self.ignore_index)
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
-    """−log p(target) of independent sigmoids with targets in [0, 1], summed over an example's outputs."""
+class CausalLM(_Softmax):
+    """−Σ_t log p(token t+1 | tokens ≤ t) of one sequence; targets equal to ignore_index carry no loss.
+
+    The target is "labels", or the last entry of a tuple, shifted here by one position. A mapping without labels is its own
+    target: "input_ids", without those where "attention_mask" is 0.
+
+    Args:
+        ignore_index: targets that carry no loss.
+        reduction: "sum" over the sequence's own tokens, or their "mean".
+    """
+
+    ignore_index: int = -100
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        require_reduction(self.reduction)
+
+    def share(self, target: Tensor) -> Tensor:
+        return _share(self.reduction, target, self.ignore_index)
+
+    def positions(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        return classes(output[:, :-1], self._tokens(batch)[:, 1:], self.ignore_index)
+
+    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+        """Each token drawn given the true ones before it."""
+        drawn = self.draw(*self.positions(output, batch), generator)
+        return with_target(batch, torch.cat([self._tokens(batch)[:, :1], drawn], dim=1))
+
+    def _tokens(self, batch: Any) -> Tensor:
+        target = split(batch)[2]
+        if target is not None or not isinstance(batch, Mapping) or "input_ids" not in batch:
+            return target_of(batch)
+        tokens, mask = batch["input_ids"], batch.get("attention_mask")
+        return tokens if mask is None else torch.where(mask == 0, self.ignore_index, tokens)
+
+
+@dataclass(frozen=True)
+class Contrastive(_Softmax):
+    """−log softmax_j(sim(anchor, candidate_j)/τ) at the positive: InfoNCE with each example's own negatives.
+
+    A batch is (anchor, positive, negatives) or a mapping with these names, of shapes (b, …), (b, …), (b, k, …); the model
+    is called once, as the encoder of all of them. In-batch negatives give no example a loss of its own.
+
+    >>> encoder = torch.nn.Identity()
+    >>> batch = torch.eye(2), torch.eye(2), torch.eye(2).flip(0)[:, None]  # positives are alike, negatives are not
+    >>> Contrastive(temperature=1.0).per_example(Contrastive(temperature=1.0).output(encoder, batch), batch)
+    tensor([0.3133, 0.3133])
+
+    Args:
+        temperature: τ.
+        similarity: "cosine" or "dot".
+
+    Source: van den Oord et al., Representation learning with contrastive predictive coding, 2018.
+    """
+
+    temperature: float = 0.1
+    similarity: Literal["cosine", "dot"] = "cosine"
 
     def output(self, model: Any, batch: Any) -> Tensor:
-        return call(model, batch)
+        """(b, 1 + k) similarities over τ, the positive's first."""
+        z = encoded(model, batch)
+        z = F.normalize(z, dim=-1) if self.similarity == "cosine" else z
+        return torch.einsum("bd,bkd->bk", z[:, 0], z[:, 1:]) / self.temperature
+
+    def positions(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        drawn = batch.get("labels") if isinstance(batch, Mapping) else batch[3] if len(batch) > 3 else None
+        first = torch.zeros(len(output), dtype=torch.long, device=output.device)
+        return classes(output, first if drawn is None else drawn, self.ignore_index)
+
+    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+        """Which candidate is the positive, drawn: a fourth entry of the batch, or its "labels"."""
+        drawn = self.draw(*self.positions(output, batch), generator).flatten()
+        return {**batch, "labels": drawn} if isinstance(batch, Mapping) else (*batch[:3], drawn)
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """Σ_j max(0, ‖a − p‖ − ‖a − n_j‖ + margin) over an example's own negatives.
+
+    A batch as for `Contrastive`. The loss is piecewise linear in the distances, so it draws no targets.
+
+    Args:
+        margin: by how much a negative should be further away.
+
+    Source: Schroff et al., FaceNet: a unified embedding for face recognition and clustering, CVPR 2015.
+    """
+
+    margin: float = 1.0
+
+    def output(self, model: Any, batch: Any) -> Tensor:
+        """(b, 1 + k) distances to the anchor, the positive's first."""
+        z = wide(encoded(model, batch))
+        return F.pairwise_distance(z[:, :1], z[:, 1:])
 
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
-        target = same_shape(output, split(batch)[2])
+        return (output[:, :1] - output[:, 1:] + self.margin).relu().sum(1)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(_Called):
+    """−log p(target) of independent sigmoids with targets in [0, 1], summed over an example's outputs."""
+
+    def per_example(self, output: Tensor, batch: Any) -> Tensor:
+        output, target = self._pair(output, batch)
+        return F.binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
+
+    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+        p = torch.nan_to_num(wide(output.detach()).sigmoid(), nan=0.5)
+        return redrawn(batch, torch.bernoulli(p, generator=generator))
+
+    def terms(self, output: Tensor, batch: Any) -> Terms:
+        """p(1 − p) and f of every output."""
+        f = rows(output)
+        few_terms(f.shape[1])
+        p = f.detach().sigmoid()
+        return ((p[:, k] * (1 - p[:, k]), f[:, k]) for k in range(f.shape[1]))
+
+    def measure(self, what: str, output: Tensor, batch: Any) -> Tensor:
+        if what == "log_probability":
+            return -self.per_example(output, batch)
+        f, target = self._pair(output, batch)
+        if what == "entropy":
+            return (F.softplus(f) - f * f.sigmoid()).sum(1)
+        if what == "logit":
+            raise InputError(
+                "measurement 'logit' of a binary loss, which has no logit of class 0",
+                "measurement 'margin', log p/(1 − p) of the target",
+                "pass measurement='margin', or a function",
+            )
+        if bool(((target != 0) & (target != 1)).any()):
+            raise InputError(
+                "measurement 'margin' of targets between 0 and 1", "targets 0 or 1", "pass 'loss' or a function"
+            )
+        return ((2 * target - 1) * f).sum(1)
+
+    def _pair(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        f, target = same_rows(output, batch)
         if bool(((target < 0) | (target > 1)).any()):
             raise InputError(
                 f"binary targets from {target.min():g} to {target.max():g}", "targets in [0, 1]", "recode them"
             )
-        return F.binary_cross_entropy_with_logits(output, target, reduction="none").reshape(len(output), -1).sum(1)
-
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
-        inputs, named, target = split(batch)
-        drawn = torch.bernoulli(output.detach().sigmoid(), generator=generator).reshape(target.shape).to(target.dtype)
-        return {**named, "labels": drawn} if named else (*inputs, drawn)
+        return f, target
 
 
 @dataclass(frozen=True)
-class SquaredError:
+class SquaredError(_Called):
     """‖output − target‖², the sum over an example's outputs."""
 
-    def output(self, model: Any, batch: Any) -> Tensor:
-        return call(model, batch)
-
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
-        return (output - same_shape(output, split(batch)[2])).square().reshape(len(output), -1).sum(1)
+        f, target = same_rows(output, batch)
+        return (f - target).square().sum(1)
 
     def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
         """Gaussian targets whose negative log-likelihood is (f − y)²: variance 1/2."""
-        inputs, named, target = split(batch)
-        noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
-        drawn = (output.detach() + 0.5**0.5 * noise).reshape(target.shape)
-        return {**named, "labels": drawn} if named else (*inputs, drawn)
+        mean = wide(output.detach())
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return redrawn(batch, mean + 0.5**0.5 * noise)
+
+    def terms(self, output: Tensor, batch: Any) -> Terms:
+        """2 and f of every output."""
+        f = rows(output)
+        few_terms(f.shape[1])
+        two = f.new_full((len(f),), 2.0)
+        return ((two, f[:, k]) for k in range(f.shape[1]))
 
 
 @dataclass(frozen=True)
-class Poisson:
+class Poisson(_Called):
     """exp(f) − y f of counts y with log-rate f, summed over an example's outputs."""
 
-    def output(self, model: Any, batch: Any) -> Tensor:
-        return call(model, batch)
-
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
-        target = same_shape(output, split(batch)[2])
-        return F.poisson_nll_loss(output, target, log_input=True, reduction="none").reshape(len(output), -1).sum(1)
+        f, target = same_rows(output, batch)
+        if bool((target < 0).any()):
+            raise InputError(
+                f"a count of {target.min():g}", "counts, 0 or more", "check the targets, or use squared_error"
+            )
+        return F.poisson_nll_loss(f, target, log_input=True, reduction="none").sum(1)
 
     def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
-        inputs, named, target = split(batch)
-        drawn = torch.poisson(output.detach().exp(), generator=generator).reshape(target.shape).to(target.dtype)
-        return {**named, "labels": drawn} if named else (*inputs, drawn)
+        rate = torch.nan_to_num(wide(output.detach()).exp(), nan=0.0)
+        return redrawn(batch, torch.poisson(rate, generator=generator))
+
+    def terms(self, output: Tensor, batch: Any) -> Terms:
+        """exp(f) and f of every output."""
+        f = rows(output)
+        few_terms(f.shape[1])
+        rate = f.detach().exp()
+        return ((rate[:, k], f[:, k]) for k in range(f.shape[1]))
 
 
 LOSSES: dict[str, Callable[[], Any]] = {
     "cross_entropy": CrossEntropy,
     "causal_lm": CausalLM,
+    "masked_lm": MaskedLM,
+    "contrastive": Contrastive,
+    "triplet": Triplet,
     "binary_cross_entropy": BinaryCrossEntropy,
     "squared_error": SquaredError,
     "poisson": Poisson,
@@ -171,17 +394,46 @@ LOSSES: dict[str, Callable[[], Any]] = {
 
 def named_loss(loss: Any) -> Any:
     """A loss object or function, by name or as it is."""
+    if isinstance(loss, nn.modules.loss._Loss):
+        raise InputError(
+            f"loss {type(loss).__name__}(), a function of outputs and targets",
+            f"one of {', '.join(LOSSES)}, or a function (model, batch) → (b,)",
+            "pass the name, or lambda model, batch: …(reduction='none')(model(batch[0]), batch[1])",
+        )
     if not isinstance(loss, str):
+        if not callable(loss) and not isinstance(loss, Loss):
+            raise InputError(
+                f"loss {loss!r}", f"one of {', '.join(LOSSES)}, or a function (model, batch) → (b,)", "pass one"
+            )
         return loss
     if loss not in LOSSES:
         raise InputError(f"loss {loss!r}", f"one of {', '.join(LOSSES)}, or a function", did_you_mean(loss, LOSSES))
     return LOSSES[loss]()
 
 
+def classes(output: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Logits (b, T, C) in at least float32 with targets (b, T), or a refusal before the loss indexes with them."""
+    require_classes(target, output.shape[-1], ignore_index)
+    if target.numel() != output.shape[:-1].numel():
+        raise InputError(
+            f"targets of shape {tuple(target.shape)} for outputs of shape {tuple(output.shape)}",
+            f"targets of shape {tuple(output.shape[:-1])}: the classes are the outputs' last dimension",
+            "pass loss=fn(model, batch) where they are another one, such as (batch, classes, height, width)",
+        )
+    shape = len(output), output.shape[1:-1].numel()
+    return wide(output).reshape(*shape, output.shape[-1]), target.reshape(shape).long()
+
+
 def require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     """Refuse targets that are not classes of the model, before the loss indexes with them."""
     if target.is_floating_point():
         raise InputError(f"targets of dtype {target.dtype}", "integer classes", "convert them with .long()")
+    if classes < 2:
+        raise InputError(
+            "one output for a softmax over classes, whose loss is always 0",
+            "an output for each class",
+            "use loss='binary_cross_entropy' for one output, 'squared_error' for a number",
+        )
     bad = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bool(bad.any()):
         raise InputError(
@@ -191,12 +443,92 @@ def require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
-def same_shape(output: Tensor, target: Tensor) -> Tensor:
-    """The target in the output's shape and dtype."""
+def require_reduction(reduction: str) -> None:
+    """Refuse what is neither a sum nor a mean over an example's own tokens."""
+    if reduction not in ("sum", "mean"):
+        raise InputError(
+            f"reduction {reduction!r}", "'sum' or 'mean', over an example's own tokens", "choose the one of training"
+        )
+
+
+def _share(reduction: Reduction, target: Tensor, ignore_index: int) -> Tensor:
+    if reduction == "sum":
+        return torch.ones(len(target), device=target.device)
+    return (target != ignore_index).sum(1).clamp(min=1)
+
+
+def target_of(batch: Any) -> Tensor:
+    """The target of a batch that must have one."""
+    target = split(batch)[2]
+    if not isinstance(target, Tensor):
+        raise InputError(
+            "a batch without labels" if target is None else f"a target of type {type(target).__name__}",
+            "a tensor of targets: the last entry of a tuple, or 'labels' of a mapping",
+            "add the targets, or pass loss=fn(model, batch)",
+        )
+    return target
+
+
+def with_target(batch: Any, target: Tensor) -> Any:
+    """The batch with another target."""
+    return {**batch, "labels": target} if isinstance(batch, Mapping) else (*batch[:-1], target)
+
+
+def redrawn(batch: Any, drawn: Tensor) -> Any:
+    """The batch with targets drawn in its own targets' shape; drawn numbers keep the outputs' precision."""
+    return with_target(batch, drawn.reshape(target_of(batch).shape))
+
+
+def same_rows(output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    """Outputs and targets as (b, O), in at least float32."""
+    target = target_of(batch)
     if target.numel() != output.numel():
         raise InputError(
             f"targets of shape {tuple(target.shape)} for outputs of shape {tuple(output.shape)}",
             "as many numbers as outputs",
             "reshape the targets",
         )
-    return target.reshape(output.shape).to(output.dtype)
+    f = rows(output)
+    return f, target.reshape(f.shape).to(f.dtype)
+
+
+def rows(output: Tensor) -> Tensor:
+    """Outputs as (b, O), in at least float32."""
+    return wide(output).reshape(len(output), -1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In at least float32: losses of half-precision outputs lose no digits of their own."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def few_terms(count: int) -> None:
+    """Refuse to sum so many terms that drawing targets is cheaper."""
+    if count > MOST_TERMS:
+        raise UnsupportedModel(
+            f"an output Hessian of {count:,} terms for each example, each of which is a backward pass",
+            f"at most {MOST_TERMS}",
+            "draw targets from the model instead",
+        )
+
+
+def encoded(model: Any, batch: Any) -> Tensor:
+    """(b, 2 + k, d): the anchor, the positive and k negatives of each example, from one call of the encoder."""
+    parts = tuple(batch[k] for k in ("anchor", "positive", "negatives")) if isinstance(batch, Mapping) else batch[:3]
+    shapes = [tuple(p.shape) for p in parts]
+    anchor = shapes[0]
+    if len(parts) != 3 or shapes[1] != anchor or len(shapes[2]) != len(anchor) + 1 or shapes[2][2:] != anchor[1:]:
+        raise InputError(
+            f"contrastive parts of shapes {', '.join(map(str, shapes))}",
+            "(anchor, positive, negatives) of shapes (b, …), (b, …), (b, k, …)",
+            "give every example its own negatives, or pass loss=fn(model, batch)",
+        )
+    every = torch.cat([parts[0][:, None], parts[1][:, None], parts[2]], dim=1)
+    made = model(every.flatten(0, 1))
+    if not isinstance(made, Tensor) or made.ndim != 2:
+        raise InputError(
+            f"an encoder's output of {f'shape {tuple(made.shape)}' if isinstance(made, Tensor) else type(made).__name__}",
+            "a vector for each input, (b, d)",
+            "pass the part of the model that makes the vectors, or loss=fn(model, batch)",
+        )
+    return made.unflatten(0, every.shape[:2])

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from proponent.capture.blocks import Block, Factors, ghost_is_cheaper
+from proponent.capture.grid import Grid, Levels
 
 
 class Prepared(Protocol):
@@ -42,6 +43,10 @@ class Identity:
     keeps_factors: bool = True
 
     def prepare(self, name: str, query: Block) -> Prepared:
+        if isinstance(query, Factors) and query.positions == 1 and query.weight:
+            grid = Grid.of(query.a[:, 0])
+            if grid is not None and (levels := grid.levels(query.a[:, 0])) is not None:
+                return OnGrid(query, levels)
         return Plain(query)
 
     def norm2(self, name: str, block: Block) -> Tensor:
@@ -61,3 +66,21 @@ class Plain:
             return
         self.rows = self.rows or self.query.rows()
         block.against(self.rows, out)
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Queries whose layer inputs lie on a grid of 256 levels; training examples that do not are taken as they are."""
+
+    query: Factors
+    levels: Levels
+
+    def add(self, block: Block, out: Tensor) -> None:
+        levels = None
+        if isinstance(block, Factors) and block.positions == 1 and block.weight:
+            levels = self.levels.grid.levels(block.a[:, 0])
+        if levels is None:
+            Plain(self.query).add(block, out)
+            return
+        assert isinstance(block, Factors)
+        out.addcmul_(self.levels.dot(levels, float(block.bias)), self.query.g[:, 0] @ block.g[:, 0].T)

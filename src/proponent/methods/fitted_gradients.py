@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from proponent.attribution import Attribution, Values
 from proponent.capture.gradients import Capture
+from proponent.capture.weights import weights_mark
 from proponent.curvature.metric import Metric
 from proponent.errors import InputError, ProponentWarning
 from proponent.methods.score import Sizes, batch_norms, parts_of, prepare, squared_norms, stream
@@ -24,7 +24,6 @@ from proponent.methods.sinks import Disk, Memory, Sink, Strongest
 from proponent.progress import track
 from proponent.rows import Rows
 from proponent.store.matrix import MatrixStore, require_memory
-from proponent.task import Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,12 +35,14 @@ class Member:
     Args:
         capture: how its gradients are taken.
         metric: what stands between two gradients.
+        sizes: what one example takes.
         weight: of its scores in the sum.
         loaded: puts its weights into the model while it is looked at.
     """
 
     capture: Capture
     metric: Metric
+    sizes: Sizes
     weight: float = 1.0
     loaded: Callable[[], AbstractContextManager[Any]] = nullcontext
 
@@ -158,12 +159,11 @@ class FittedGradients:
         if not missing:
             return
         prepared = prepare(capture, metric, queries[chunk], batch)
-        made = stream(capture, prepared, self.train, missing)
+        made = stream(capture, prepared, self.train, missing, 1.0 if self.cosine else self.scale * member.weight)
         norms = self._query_norms(member, queries[chunk], batch)
         for at, scores, blocks in track(made, f"{self.method}: training examples", total=len(missing)):
             if self.cosine:
                 scores /= norms[:, None] * batch_norms(metric, blocks).sqrt()
-            scores *= self.scale * member.weight
             sink.add(turn, chunk, at, scores)
 
     def _query_norms(self, member: Member, queries: Rows, batch: int) -> torch.Tensor:
@@ -174,11 +174,10 @@ class FittedGradients:
         return squared_norms(member.capture, member.metric, queries, batch, task.measurements).sqrt()
 
     def _query_chunks(self, member: Member, queries: Rows) -> list[slice]:
-        sizes = Sizes.of(member.capture, self.train)
-        return parts_of(queries, sizes.queries(member.metric.keeps_factors))
+        return parts_of(queries, member.sizes.queries(member.metric.keeps_factors))
 
     def _batch(self, member: Member) -> int:
-        return self.batch or Sizes.of(member.capture, self.train).batch()
+        return self.batch or member.sizes.batch()
 
     def _precision(self) -> str:
         """Of the scores: float64 for a model in float64, float32 for any other."""
@@ -205,16 +204,6 @@ class FittedGradients:
     def _facts(self, start: float) -> dict[str, Any]:
         seconds = round(self.seconds + time.perf_counter() - start, 3)
         return {**self.facts, "settings": dict(self.settings), "seconds": seconds}
-
-
-def weights_mark(task: Task) -> str:
-    """A hash of the model's weights: scores of another model are not gone on with."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in task.net.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def set_aside(score: Array, queries: Rows, train: Rows) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from proponent.capture.gradients import Capture
 from proponent.curvature.metric import Identity
 from proponent.methods.fitted_gradients import FittedGradients, Member
+from proponent.methods.score import Sizes
 from proponent.rows import Rows
 from proponent.task import Task
 
@@ -85,12 +86,13 @@ def fitted(spec: Any, task: Task, train: Any, method: str, unit: str, cosine: bo
     start, rows = time.perf_counter(), Rows.of(train)
     with task.watching():
         capture = Capture.of(task, rows)
+        sizes = Sizes.of(capture, rows)
     return FittedGradients(
         method=method,
         settings=task.settings(),
         unit=unit,
         train=rows,
-        members=[Member(capture, Identity())],
+        members=[Member(capture, Identity(), sizes)],
         cosine=cosine,
         batch=spec.batch_size,
         seconds=time.perf_counter() - start,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import xarray as xr
 from proponent.attribution import Attribution, Values
 from proponent.convex.curvature import Curvature, MatrixFree, curvature_of
 from proponent.convex.problem import dense
+from proponent.errors import InputError
 from proponent.examples import Examples
 from proponent.methods.convex_fit import ConvexFit, Queries
 from proponent.store.matrix import require_memory
@@ -22,12 +23,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Influence:
-    """The first-order effect of each training row on each query, from one trained model.
+    """The first-order effect of each training example on each query, from one trained model.
 
-    score[q, i] = −∇m_qᵀ H⁻¹ s_i ∇ℓ_i,  H = ∇² of the summed training loss with its regulariser
+    score[q, i] = −∇m_qᵀ (H + λ)⁻¹ ∇ℓ_i / n,  H the curvature of the mean training loss with its weight decay
 
-    The curvature is factorised up to a few thousand parameters; larger models (many classes × many features) go through
-    conjugate gradients, and each query's relative residual is in the result as `residual`.
+    A recipe with a linear scikit-learn model gets its exact Hessian, factorised up to a few thousand parameters; larger ones
+    go through conjugate gradients, and each query's relative residual is in the result as `residual`. A task with a
+    PyTorch model gets a Fisher matrix, EK-FAC by default.
 
     >>> from sklearn.linear_model import Ridge
     >>> X, y = np.arange(8.0).reshape(4, 2) ** 2, np.array([0.0, 1.0, 2.0, 4.0])
@@ -36,24 +38,50 @@ class Influence:
     True
 
     Args:
-        tolerance: relative residual of the conjugate gradients.
+        curvature: of a task: "ekfac" (default), "kfac", "diagonal", "identity"; EKFAC(…), KFAC(…) or Diagonal(…) with
+            settings; or a saved spectrum (a path, or what `EKFAC().fit` gives).
+        damping: λ of a task: "auto" (a tenth of each block's mean eigenvalue), a number, or a Damping.
+        weight_decay: of a task: the L2 penalty (weight_decay/2)‖θ‖² that training added to the mean loss.
+        shortcut: of a task: the expected relative error up to which layers with one position are scored by short sums;
+            0 scores exactly. What it costs is measured on a few examples and kept with the result.
+        query_rank: of a task: preconditioned query gradients of layers with several positions are cut to this rank.
+        batch_size: of a task: training examples captured at once; found from their size by default.
+        tolerance: of a recipe: relative residual of the conjugate gradients.
 
     Raises:
-        UnsupportedModel: the model is not a smooth convex problem.
-        NotConverged: its objective has no finite optimum, or the conjugate gradients stalled.
+        UnsupportedModel: the model is not a smooth convex problem, and not a task.
+        NotConverged: a recipe's objective has no finite optimum, or the conjugate gradients stalled.
+        InputError: settings of a task for a recipe, or a damping of zero for a singular curvature.
 
-    Source: Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017.
+    Source: Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017; for the Fisher matrices
+    Grosse et al., Studying large language model generalization with influence functions, 2023.
     """
 
+    curvature: Any = None
+    damping: Any = "auto"
+    weight_decay: float = 0.0
+    shortcut: float = 0.05
+    query_rank: int | None = None
+    batch_size: int | None = None
     tolerance: float = 1e-8
 
-    def fit(self, recipe: Any, train: Any) -> FittedInfluence:
-        """Fit the recipe and prepare its curvature.
+    def fit(self, recipe: Any, train: Any) -> Any:
+        """Fit the recipe, or look at the task's model, and prepare its curvature.
 
         Args:
-            recipe: a SklearnRecipe, or a scikit-learn estimator.
-            train: Examples, or (inputs, labels).
+            recipe: a Task; a SklearnRecipe, or a scikit-learn estimator.
+            train: training examples in a form that the task or the recipe takes.
         """
+        if hasattr(recipe, "watching"):  # a Task: asking for its class would load torch
+            from proponent.methods.influence_gradients import fit_influence
+
+            return fit_influence(self, recipe, train)
+        if replace(self, tolerance=1e-8) != Influence():
+            raise InputError(
+                "settings of a task's curvature for a scikit-learn model",
+                "Influence() or Influence(tolerance=…): the exact Hessian with the model's own penalty",
+                "leave them out, or pass a Task",
+            )
         fit = ConvexFit.of(recipe, train)
         problem = fit.model.problem
         curvature = curvature_of(problem, fit.model.optimum.curvature, problem.penalty_without_one())

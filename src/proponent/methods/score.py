@@ -56,9 +56,9 @@ def prepare(capture: Capture, metric: Metric, query: Rows, batch: int) -> Querie
 
 
 def stream(
-    capture: Capture, queries: Queries, train: Rows, parts: Iterable[slice]
+    capture: Capture, queries: Queries, train: Rows, parts: Iterable[slice], scale: float
 ) -> Iterator[tuple[slice, Tensor, dict[str, Block]]]:
-    """Blocks of columns of ⟨ψ(q), P φ(i)⟩: (training examples, (q, b), their gradients).
+    """Blocks of columns of scale · ⟨ψ(q), P φ(i)⟩: (training examples, (q, b), their gradients).
 
     What is not finite is NaN. The next block overwrites the scores of this one.
     """
@@ -71,10 +71,16 @@ def stream(
         for name, block in blocks.items():
             if name in queries.blocks:
                 queries.blocks[name].add(block, out)
-        out.neg_()
-        out[:, ~losses.isfinite()] = torch.nan
-        out[~queries.finite] = torch.nan
+        out.mul_(-scale)
+        _set_aside(out, queries.finite, losses.isfinite())
         yield at, out, blocks
+
+
+def _set_aside(scores: Tensor, queries: Tensor, train: Tensor) -> None:
+    if not bool(queries.all()):
+        scores[~queries] = torch.nan
+    if not bool(train.all()):
+        scores[:, ~train] = torch.nan
 
 
 def parts_of(rows: Rows, size: int) -> list[slice]:

@@ -17,6 +17,7 @@ from proponent.capture.gradients import Capture
 from proponent.curvature.metric import Identity
 from proponent.errors import InputError, MissingExtra
 from proponent.methods.fitted_gradients import FittedGradients, Member
+from proponent.methods.score import Sizes
 from proponent.rows import Rows
 from proponent.task import Task
 
@@ -64,8 +65,9 @@ class TracIn:
         own = replace(task, model=copy.deepcopy(task.net))
         with own.watching():
             capture = Capture.of(own, rows)
+            sizes = Sizes.of(capture, rows)
         members = [
-            Member(capture, Identity(), rate, _into(own.net, checkpoint))
+            Member(capture, Identity(), sizes, rate, _into(own.net, checkpoint))
             for checkpoint, rate in zip(self.checkpoints, rates, strict=True)
         ]
         return FittedGradients(

@@ -1,0 +1,237 @@
+"""The kinds of curvature that gradients can be measured in, and how each is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from proponent.capture.gradients import Capture
+from proponent.capture.weights import weights_mark
+from proponent.curvature import diagonal
+from proponent.curvature.kronecker import Covariance, layer_factors
+from proponent.curvature.spectrum import Covariances, Spectrum, added
+from proponent.errors import InputError
+from proponent.progress import track
+from proponent.rows import Rows, length
+from proponent.task import Task
+
+Fisher = Literal["sampled", "exact", "empirical"]
+PIECES = 32
+"""Stretches of the training set that a subset is taken from, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a Fisher matrix is fitted.
+
+    Args:
+        fisher: "sampled" takes the gradients at one target drawn from the model for each example (the true Fisher, which
+            is the Gauss-Newton matrix of the usual losses), "exact" their expectation over all classes, "empirical" those
+            at the targets as they are, which is another matrix.
+        examples: how many training examples it is fitted to, spread evenly over them; all by default.
+        seed: of the drawn targets.
+    """
+
+    fisher: Fisher = "sampled"
+    examples: int | None = None
+    seed: int = 0
+    kronecker: ClassVar[bool] = True
+    separable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.fisher not in ("sampled", "exact", "empirical"):
+            raise InputError(f"fisher {self.fisher!r}", "'sampled', 'exact' or 'empirical'", "pass fisher='sampled'")
+        if self.examples is not None and self.examples < 1:
+            raise InputError(f"{self.examples} examples to fit to", "at least one", "pass examples=None for all")
+
+    def fit(self, task: Task, train: Any, batch_size: int | None = None) -> Spectrum:
+        """Both passes over the training examples.
+
+        Args:
+            task: model and loss.
+            train: as in `Influence.fit`.
+            batch_size: examples captured at once.
+        """
+        return self.spectrum(task, train, self.covariances(task, train, batch_size), batch_size)
+
+    def covariances(self, task: Task, train: Any, batch_size: int | None = None) -> Covariances:
+        """The first pass: of a shard too, to be merged with the others'."""
+        rows = Rows.of(train)
+        with task.watching():
+            return covariances(self, Capture.of(task, rows), rows, batch_size or 256)[0]
+
+    def spectrum(self, task: Task, train: Any, covariances: Covariances, batch_size: int | None = None) -> Spectrum:
+        """The second pass, in the bases of (all shards') covariances; of a shard too, to be merged with the others'."""
+        rows = Rows.of(train)
+        with task.watching():
+            found = spectrum(self, Capture.of(task, rows), rows, batch_size or 256, covariances)[0]
+            return replace(found, made_from=self.made_from(weights_mark(task)))
+
+    def made_from(self, weights: str) -> dict[str, Any]:
+        """What a spectrum of this kind says of itself."""
+        return {"kind": type(self).__name__, **vars(self), "weights": weights}
+
+
+@dataclass(frozen=True)
+class EKFAC(Kind):
+    """Kronecker eigenbases with eigenvalues measured in them.
+
+    F_l ≈ (Q_A ⊗ Q_S) diag(Λ) (Q_A ⊗ Q_S)ᵀ,  Λ_jk = E[(Q_Sᵀ G Q_A)²_jk]
+
+    Parameters that are not a layer's weight or bias (norms, embeddings, loose ones) get the diagonal of the Fisher.
+
+    >>> import torch, proponent as pp
+    >>> task = pp.Task(torch.nn.Linear(3, 2))
+    >>> train = torch.randn(6, 3), torch.randint(2, (6,))
+    >>> scores = pp.Influence(curvature=pp.EKFAC(fisher="exact")).fit(task, train).score(train)
+    >>> bool((scores.dataset.score.values.diagonal() >= 0).all())
+    True
+
+    Source: George et al., Fast approximate natural gradient descent in a Kronecker-factored eigenbasis, NeurIPS 2018.
+    """
+
+
+@dataclass(frozen=True)
+class KFAC(Kind):
+    """The product of two covariances for each layer: cheaper to fit than EKFAC by one pass, and cruder.
+
+    F_l ≈ E[a aᵀ] ⊗ E[g gᵀ]
+
+    Source: Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015.
+    """
+
+    separable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Diagonal(Kind):
+    """The mean square of every parameter's gradient: no correlations between parameters.
+
+    F ≈ diag(E[g²])
+    """
+
+    kronecker: ClassVar[bool] = False
+
+
+KINDS: dict[str, type[Kind]] = {"ekfac": EKFAC, "kfac": KFAC, "diagonal": Diagonal}
+
+
+def covariances(kind: Kind, capture: Capture, rows: Rows, batch: int) -> tuple[Covariances, float]:
+    """The first pass, and the relative standard error of its sums: by how much two halves of the examples differ."""
+    halves = [Covariances(), Covariances()]
+    for k, at in enumerate(track(parts(kind, rows, batch), "curvature: covariances")):
+        examples = capture.task.batch(rows, at)
+        own = Covariances(examples=length(examples))
+        for blocks in targets(kind, capture, examples, at.start):
+            own = _counted(own, blocks, kind.kronecker)
+        halves[k % 2] = halves[k % 2].merge(own)
+    return halves[0].merge(halves[1]), _disagreement(*halves)
+
+
+def _counted(own: Covariances, blocks: dict[str, Any], kronecker: bool) -> Covariances:
+    """One target more for the same examples: their inputs are counted once."""
+    layers = {n: f for n, b in blocks.items() if kronecker and (f := layer_factors(b)) is not None}
+    sums = {n: own.sums[n].again(f) if n in own.sums else Covariance.of(f) for n, f in layers.items()}
+    others = {n: diagonal.squares(b) for n, b in blocks.items() if n not in layers}
+    return replace(own, sums=sums, squares=added(own.squares, others))
+
+
+def spectrum(kind: Kind, capture: Capture, rows: Rows, batch: int, covariances: Covariances) -> tuple[Spectrum, float]:
+    """The second pass, where eigenvalues are measured; and their relative standard error, as above."""
+    found = Spectrum(covariances.bases(), covariances.means(), examples=0, separable=kind.separable)
+    if kind.separable or not found.bases:
+        return replace(found, examples=covariances.examples), 0.0
+    halves = [found, found]
+    for k, at in enumerate(track(parts(kind, rows, batch), "curvature: eigenvalues")):
+        examples, half = capture.task.batch(rows, at), halves[k % 2]
+        squares = half.squares
+        for blocks in targets(kind, capture, examples, at.start):
+            squares = added(
+                squares, {n: (basis.squares(blocks[n]),) for n, basis in found.bases.items() if n in blocks}
+            )
+        halves[k % 2] = replace(half, squares=squares, examples=half.examples + length(examples))
+    return halves[0].merge(halves[1]), _disagreement(*halves)
+
+
+def _disagreement(one: Any, other: Any) -> float:
+    """‖one − other‖ / ‖one + other‖, which is the relative standard error of their mean."""
+    if not one.examples or not other.examples:
+        return float("nan")
+    pairs = list(zip(one.parts(), other.parts(), strict=True))
+    gap = sum(float((x - y).square().sum()) for x, y in pairs)
+    total = sum(float((x + y).square().sum()) for x, y in pairs)
+    return (gap / total) ** 0.5 if total else 0.0
+
+
+def parts(kind: Kind, rows: Rows, batch: int) -> list[slice]:
+    """The stretches of the training set that are looked at."""
+    n, wanted = len(rows), min(len(rows), kind.examples or len(rows))
+    if wanted == n:
+        return [slice(at, min(at + batch, n)) for at in range(0, n, batch)]
+    size = max(1, min(batch, -(-wanted // PIECES)))
+    count = -(-wanted // size)
+    starts = [round(k * (n - size) / max(1, count - 1)) for k in range(count)]
+    return [slice(at, at + size) for at in starts]
+
+
+def targets(kind: Kind, capture: Capture, examples: Any, start: int) -> Iterator[dict[str, Any]]:
+    """Gradients at the targets that the kind of Fisher wants; what is not finite counts as zero."""
+    task = capture.task
+    if kind.fisher == "empirical":
+        yield _finite(capture.gradients(examples, task.losses))
+    elif kind.fisher == "sampled":
+        generator = torch.Generator(device=task.device)
+        generator.manual_seed((kind.seed << 32) + start)
+        yield _finite(capture.gradients(examples, lambda b: task.sampled_losses(b, generator)))
+    else:
+        k = 0
+        while True:
+            try:
+                made = capture.gradients(examples, _class(task, k))
+            except StopIteration:
+                return
+            yield _finite(made)
+            k += 1
+
+
+def _class(task: Task, k: int) -> Callable[[Any], Tensor]:
+    """√p_k ℓ(k): its gradients' outer products, summed over k, are the expectation over the model's targets."""
+
+    def weighted(batch: Any) -> Tensor:
+        weight, losses = _nth(task.expected_losses(batch), k)
+        return weight.sqrt() * losses
+
+    return weighted
+
+
+def _nth(items: Any, k: int) -> Any:
+    for _ in range(k):
+        next(items)
+    return next(items)
+
+
+def _finite(made: tuple[Tensor, dict[str, Any]]) -> dict[str, Any]:
+    """Examples with a number that is not finite, taken out as zeros: one must not spoil the sums."""
+    values, blocks = made
+    ok = values.isfinite()
+    for block in blocks.values():
+        for held in tree_leaves([v for v in vars(block).values() if isinstance(v, Tensor | tuple)]):
+            if isinstance(held, Tensor) and held.is_floating_point():
+                ok &= held.flatten(1).isfinite().all(1) if held.ndim > 1 else held.isfinite()
+    return blocks if bool(ok.all()) else {name: _masked(block, ok) for name, block in blocks.items()}
+
+
+def _masked(block: Any, ok: Tensor) -> Any:
+    def clean(v: Any) -> Any:
+        if isinstance(v, tuple) and v and all(isinstance(t, Tensor) for t in v):
+            return tuple(clean(t) for t in v)
+        if isinstance(v, Tensor) and v.is_floating_point():
+            return v.masked_fill(~ok.view(-1, *(1,) * (v.ndim - 1)), 0)
+        return v
+
+    return replace(block, **{k: clean(v) for k, v in vars(block).items()})
