@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,12 @@ from proponent.errors import InputError, UnsupportedModel, did_you_mean
 MOST_TERMS = 128
 """Terms of one example's output Hessian, each a backward pass, up to which they are summed exactly."""
 
+GOLDEN = -0x61C8864680B583EB
+"""SplitMix64's increment, 2⁶⁴ over the golden ratio, as a signed number."""
+
 Reduction = Literal["sum", "mean"]
 Terms = Iterator[tuple[Tensor, Tensor]]
+Generator: TypeAlias = "torch.Generator | Draws | None"
 
 
 @runtime_checkable
@@ -105,14 +109,14 @@ class _Softmax(_Called):
         )
         return flat.view(target.shape)
 
-    def draw(self, logits: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw(self, logits: Tensor, target: Tensor, generator: Generator) -> Tensor:
         """(b, T) classes from the model's predictions; ignored positions stay ignored."""
-        p = logits.detach().float().softmax(-1)
-        p = torch.where(p.isfinite().all(-1, keepdim=True), p, 1.0)  # the loss there is not finite whatever is drawn
-        drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(target.shape)
+        up_to = torch.nan_to_num(logits.detach().softmax(-1), nan=1.0).cumsum(-1)
+        u = uniform(up_to[:, :, :1], generator) * up_to[:, :, -1:]
+        drawn = torch.searchsorted(up_to, u).squeeze(-1)  # 0 < u: never a class without probability
         return torch.where(target == self.ignore_index, target, drawn)
 
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
         """The batch with targets drawn from the model's own predictions, where it has targets."""
         drawn = self.draw(*self.positions(output, batch), generator)
         return with_target(batch, drawn.view(target_of(batch).shape))
@@ -213,7 +217,7 @@ class CausalLM(_Softmax):
     def positions(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         return classes(output[:, :-1], self._tokens(batch)[:, 1:], self.ignore_index)
 
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
         """Each token drawn given the true ones before it."""
         drawn = self.draw(*self.positions(output, batch), generator)
         return with_target(batch, torch.cat([self._tokens(batch)[:, :1], drawn], dim=1))
@@ -259,7 +263,7 @@ class Contrastive(_Softmax):
         first = torch.zeros(len(output), dtype=torch.long, device=output.device)
         return classes(output, first if drawn is None else drawn, self.ignore_index)
 
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
         """Which candidate is the positive, drawn: a fourth entry of the batch, or its "labels"."""
         drawn = self.draw(*self.positions(output, batch), generator).flatten()
         return {**batch, "labels": drawn} if isinstance(batch, Mapping) else (*batch[:3], drawn)
@@ -296,9 +300,9 @@ class BinaryCrossEntropy(_Called):
         output, target = self._pair(output, batch)
         return F.binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
 
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
-        p = torch.nan_to_num(wide(output.detach()).sigmoid(), nan=0.5)
-        return redrawn(batch, torch.bernoulli(p, generator=generator))
+    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
+        p = rows(output.detach()).sigmoid()
+        return redrawn(batch, (uniform(p, generator) < p).to(p.dtype))
 
     def terms(self, output: Tensor, batch: Any) -> Terms:
         """p(1 − p) and f of every output."""
@@ -342,11 +346,10 @@ class SquaredError(_Called):
         f, target = same_rows(output, batch)
         return (f - target).square().sum(1)
 
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
+    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
         """Gaussian targets whose negative log-likelihood is (f − y)²: variance 1/2."""
-        mean = wide(output.detach())
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        return redrawn(batch, mean + 0.5**0.5 * noise)
+        mean = rows(output.detach())
+        return redrawn(batch, mean + (2 * uniform(mean, generator) - 1).erfinv())
 
     def terms(self, output: Tensor, batch: Any) -> Terms:
         """2 and f of every output."""
@@ -368,9 +371,9 @@ class Poisson(_Called):
             )
         return F.poisson_nll_loss(f, target, log_input=True, reduction="none").sum(1)
 
-    def sample(self, output: Tensor, batch: Any, generator: torch.Generator | None) -> Any:
-        rate = torch.nan_to_num(wide(output.detach()).exp(), nan=0.0)
-        return redrawn(batch, torch.poisson(rate, generator=generator))
+    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
+        rate = rows(output.detach()).exp()
+        return redrawn(batch, poisson_quantile(rate, uniform(rate, generator)))
 
     def terms(self, output: Tensor, batch: Any) -> Terms:
         """exp(f) and f of every output."""
@@ -500,6 +503,63 @@ def rows(output: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """In at least float32: losses of half-precision outputs lose no digits of their own."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers that belong to an example: the same in whatever batch, and with whatever padding, it is met.
+
+    u[i, j] = hash(seed, first + i, j) in (0, 1)
+
+    >>> whole, part = (Draws(0, first).uniform(torch.empty(n, 2)) for first, n in ((0, 5), (3, 2)))
+    >>> torch.equal(whole[3:], part)
+    True
+
+    Args:
+        seed: of all numbers.
+        first: the place of the batch's first example among all.
+    """
+
+    seed: int
+    first: int = 0
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Numbers of a tensor's shape (b, …) and precision."""
+        b = len(like)
+        own = mixed(torch.arange(self.first, self.first + b, device=like.device) + mixed(self.seed))
+        within = torch.arange(like.shape[1:].numel(), device=like.device)
+        bits = 53 if like.dtype == torch.float64 else 24
+        kept = (mixed(own[:, None] + within) >> (64 - bits)) & ((1 << bits) - 1)
+        half = torch.finfo(like.dtype).eps / 4
+        return (kept.to(like.dtype) / 2**bits).clamp(half, 1 - 2 * half).view(like.shape)
+
+
+def mixed(x: Any) -> Tensor:
+    """SplitMix64 of whole numbers: each bit of the result depends on every bit of x."""
+    x = torch.as_tensor(x, dtype=torch.long) + GOLDEN
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def uniform(like: Tensor, generator: Generator) -> Tensor:
+    """Numbers in (0, 1) of a tensor's shape and precision."""
+    if isinstance(generator, Draws):
+        return generator.uniform(like)
+    half = torch.finfo(like.dtype).eps / 4
+    made = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return made.clamp(half, 1 - 2 * half)
+
+
+def poisson_quantile(rate: Tensor, u: Tensor) -> Tensor:
+    """The smallest count k with P(count ≤ k) ≥ u, by bisection; 0 where the rate is not finite."""
+    rate = torch.nan_to_num(rate, nan=0.0, posinf=0.0)
+    low, high = torch.full_like(rate, -1), (rate + 12 * rate.sqrt() + 20).ceil()
+    for _ in range(2 + int(high.max().log2())):
+        middle = ((low + high) / 2).floor()
+        enough = torch.special.gammaincc(middle + 1, rate) >= u
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return high
 
 
 def few_terms(count: int) -> None:

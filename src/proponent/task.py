@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from proponent.errors import InputError, UnsupportedModel, did_you_mean
-from proponent.losses import Terms, named_loss
+from proponent.losses import Generator, Terms, named_loss
 from proponent.rows import Rows, length
 
 MEASUREMENTS = ("loss", "log_probability", "margin", "logit", "entropy")
@@ -122,7 +122,7 @@ class Task:
         """Some examples on the model's device, floating inputs in its precision."""
         if len(rows) == 0:
             raise InputError("0 examples", "at least one", "check how the data were read or filtered")
-        first = next(self.net.parameters())
+        first = next(p for p in self.net.parameters() if p.is_floating_point())
         return rows.batch(at, first.device, first.dtype)
 
     def settings(self) -> dict[str, Any]:
@@ -161,11 +161,15 @@ class Task:
         output = self._loss.output(net, batch)
         return _per_example(_measure(self.measurement, self._loss, output, batch), batch, "measurement")
 
-    def sampled_losses(self, batch: Any, generator: torch.Generator | None) -> Tensor:
+    def sampled_losses(self, batch: Any, generator: Generator) -> Tensor:
         """(b,) losses at targets drawn from the model: their gradients' second moment is the true Fisher.
 
         That is the generalised Gauss-Newton matrix of `losses`: label smoothing is left out, and the mean over t tokens is
         the sum over √t, because only so do drawn targets' gradients have its Hessian's moments.
+
+        Args:
+            batch: b examples.
+            generator: a torch.Generator, or `losses.Draws`, with which no draw depends on the rest of the batch.
         """
         own = self._loss
         if not hasattr(own, "sample"):

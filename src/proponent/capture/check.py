@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from proponent.capture.gradients import Capture, few
-from proponent.rows import Rows
+from proponent.errors import InputError
+from proponent.rows import Rows, length
 from proponent.task import Task
 
 WORST = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -59,12 +60,22 @@ def check_capture(task: Task, train: Any, examples: int = 4, dtype: torch.dtype 
         train: training examples, as for `fit`.
         examples: how many are compared.
         dtype: the check is made on a copy of the model in this precision; None takes the model as it is.
+
+    Raises:
+        InputError: one of these examples has a loss that is not finite, so that nothing can be compared.
     """
     rows = Rows.of(train)
     own = task if dtype is None else replace(task, model=copy.deepcopy(task.net).to(dtype))
     with own.watching():
         capture = Capture.of(own, rows)
         batch = few(rows, examples, own)
+        bad = rows.ids[: length(batch)][~own.losses(batch).isfinite().cpu().numpy()[: len(rows)]]
+        if len(bad):
+            raise InputError(
+                f"losses that are not finite (examples {bad.tolist()})",
+                f"{examples} examples with finite losses",
+                "pass others of the training examples",
+            )
         errors = capture.disagreements(batch)
     ways = {name: _way(unit.rule) for unit in capture.units for name in unit.wanted.values()}
     ways |= dict.fromkeys(capture.tied, "the sum over its uses") | dict.fromkeys(
