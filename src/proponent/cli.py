@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -101,6 +102,87 @@ def run_audit(settings: object) -> None:
     say(f"reading {Path(settings.file).name}")
     result = run(settings)
     summarise(result, console, Path(settings.out) / "report.html")
+
+
+@app.command()
+def attribute(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="A Python file that defines task() or recipe(), train() and query(). The file is run."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="auto, graddot, gradcos, tracin, ekfac, kfac, diagonal, identity; `plan` lists all.")
+    ] = "auto",
+    out: Annotated[str | None, typer.Option(help="The run directory; runs/NAME by default.")] = None,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Of one training run, for tracin: a pattern in quotes, 'ckpt/*.safetensors'.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At every checkpoint; otherwise the checkpoints' own metadata.")
+    ] = None,
+    damping: Annotated[str | None, typer.Option(help="auto, a number, or a multiple of the mean: 0.1*mean.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="That training added to the mean loss.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Training examples at once; found by itself.")] = None,
+    top: Annotated[int, typer.Option(help="Proponents and opponents of each query that are listed.")] = 10,
+    self_influence: Annotated[
+        bool, typer.Option("--self-influence", help="Each training example's influence on itself, too.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a loss or gradient that is not finite; else it is set aside.")
+    ] = False,
+    config: Annotated[
+        str | None, typer.Option(help="Repeat the run of this config.yaml, elsewhere with --out.")
+    ] = None,
+) -> None:
+    """Find the training examples behind a model's predictions.
+
+    Writes top.csv, attribution.zarr and report.html to the run directory. A killed run, started again with the same
+    command, goes on where it stopped.
+    """
+    from proponent.experiment.settings import Settings
+
+    def settings() -> Settings:
+        if config is not None:
+            repeated = Settings.from_yaml(config)
+            return repeated if out is None else replace(repeated, out=out)
+        if experiment is None:
+            raise InputError("no experiment file", "one", "proponent attribute experiment.py")
+        return Settings(
+            experiment,
+            out or str(Path("runs") / Path(experiment).stem),
+            method.lower(),
+            checkpoints,
+            learning_rate,
+            damping,
+            weight_decay,
+            batch_size,
+            top,
+            self_influence,
+            strict,
+        )
+
+    _guarded(lambda: run_attribution(settings()))
+
+
+def run_attribution(settings: object) -> None:
+    """Attribute, and print what was found."""
+    from proponent.experiment.run import run_experiment
+    from proponent.experiment.settings import Settings
+    from proponent.report.attribution_terminal import summarise
+
+    assert isinstance(settings, Settings)
+    summarise(run_experiment(settings), Console(), settings.out)
+
+
+@app.command()
+def plan(
+    experiment: Annotated[str, typer.Argument(help="A Python file as for `attribute`. The file is run.")],
+) -> None:
+    """What every method would cost on an experiment: seconds, memory, disk, or why it can't."""
+    from proponent.experiment.run import plan as run
+    from proponent.report.attribution_terminal import show_plan
+
+    _guarded(lambda: show_plan(run(experiment), Console(), Path(experiment).name))
 
 
 @app.command()

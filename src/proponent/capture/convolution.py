@@ -20,9 +20,9 @@ class Convolution:
 
     Args:
         names: the parameters' names: weight, bias, or both in this order.
-        x: (b, C, …) inputs, padded.
+        x: (b, C, …) inputs.
         g: (b, O, …) gradients at the outputs.
-        kernel, stride, dilation: of the layer, one number per dimension.
+        kernel, stride, dilation, padding: of the layer, one number per dimension; the padding is with zeros, at both ends.
         weight, bias: which of the two are wanted.
     """
 
@@ -32,6 +32,7 @@ class Convolution:
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
+    padding: tuple[int, ...]
     weight: bool = True
     bias: bool = False
 
@@ -63,28 +64,30 @@ class Convolution:
     def factors(self) -> Factors:
         """The same gradients as those of a linear layer on the windows: C·k inputs at each output position."""
         spatial = tuple(self.g.shape[2:])
-        strides = self.x.stride()
+        x = F.pad(self.x, [p for d in reversed(self.padding) for p in (d, d)]) if any(self.padding) else self.x
+        strides = x.stride()
         step = tuple(s * d for s, d in zip(strides[2:], self.dilation, strict=True))
         hop = tuple(s * d for s, d in zip(strides[2:], self.stride, strict=True))
-        shape = (*self.x.shape[:2], *self.kernel, *spatial)
-        windows = self.x.as_strided(shape, (*strides[:2], *step, *hop)).reshape(
+        shape = (*x.shape[:2], *self.kernel, *spatial)
+        windows = x.as_strided(shape, (*strides[:2], *step, *hop)).reshape(
             len(self), self.x.shape[1] * math.prod(self.kernel), math.prod(spatial)
         )
         return Factors(self.names, windows.mT, self.g.flatten(2).mT, weight=self.weight, bias=self.bias)
 
     def _weight(self) -> Tensor:
-        return _weight_rows(self.x, self.g, self.kernel, self.stride, self.dilation, 1)
+        return _weight_rows(self.x, self.g, self.kernel, self.stride, self.dilation, self.padding, 1)
 
 
 def convolution(call: Call) -> list[Block]:
     """y_t = W · window_t(x) + b."""
     module: Any = call.module
-    x, g = _padded(call.args[0], module), call.grad
+    g = call.grad
+    x, padding = _padded(call.args[0], module)
     weight, bias = "weight" in call.wanted, "bias" in call.wanted
     names = ("weight",) * weight + ("bias",) * bias
     if module.groups == 1:
-        return [Convolution(names, x, g, module.kernel_size, module.stride, module.dilation, weight, bias)]
-    own = (_weight_rows(x, g, module.kernel_size, module.stride, module.dilation, module.groups),) * weight
+        return [Convolution(names, x, g, module.kernel_size, module.stride, module.dilation, padding, weight, bias)]
+    own = (_weight_rows(x, g, module.kernel_size, module.stride, module.dilation, padding, module.groups),) * weight
     return [Dense(names, own + (g.flatten(2).sum(2),) * bias)]
 
 
@@ -105,12 +108,17 @@ def transposed_convolution(call: Call) -> list[Block]:
 
 
 def _weight_rows(
-    x: Tensor, g: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+    x: Tensor,
+    g: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int,
 ) -> Tensor:
     """(b, O·C/groups·k): examples laid side by side as groups of one convolution, whose weight gradient is all of theirs."""
     b, c, o = len(x), x.shape[1] // groups, g.shape[1]
-    x = _cropped(x, kernel, stride, dilation, tuple(g.shape[2:]))
-    like = x.new_empty(b * o, c, *kernel)
+    like = x.new_empty(1).expand(b * o, c, *kernel)
     none = [0] * len(kernel)
     own = torch.ops.aten.convolution_backward(
         _side_by_side(g),
@@ -118,7 +126,7 @@ def _weight_rows(
         like,
         None,
         stride,
-        none,
+        padding,
         dilation,
         False,
         none,
@@ -133,17 +141,12 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x.reshape(1, -1, *x.shape[2:])
 
 
-def _padded(x: Tensor, module: Any) -> Tensor:
-    """The input with the layer's padding made explicit."""
+def _padded(x: Tensor, module: Any) -> tuple[Tensor, tuple[int, ...]]:
+    """The input, and the padding with zeros that is left to do: any other is made explicit."""
     reach = module._reversed_padding_repeated_twice
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(x, reach, mode=mode) if any(reach) else x
-
-
-def _cropped(
-    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], out: tuple[int, ...]
-) -> Tensor:
-    """Without the rim that a stride leaves unread."""
-    for d, (k, s, e, n) in enumerate(zip(kernel, stride, dilation, out, strict=True), 2):
-        x = x.narrow(d, 0, min(x.shape[d], (n - 1) * s + (k - 1) * e + 1))
-    return x
+    none = (0,) * len(module.kernel_size)
+    if not any(reach):
+        return x, none
+    if module.padding_mode == "zeros" and reach[::2] == reach[1::2]:
+        return x, tuple(reversed(reach[::2]))
+    return F.pad(x, reach, mode="constant" if module.padding_mode == "zeros" else module.padding_mode), none

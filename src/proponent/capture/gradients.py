@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,16 +70,38 @@ class Capture:
             batch: b examples on the task's device.
             of: `task.losses`, `task.measurements`, or another function batch → (b,).
         """
-        recorder = Recorder(self.units, self.layouts, length(batch), self.copied)
+        made: dict[str, Block] = {}
+        return self.each(batch, of, made.__setitem__), made
+
+    def each(self, batch: Any, of: Callable[[Any], Tensor], take: Callable[[str, Block], None]) -> Tensor:
+        """As `gradients`, but blocks are handed over one by one, most of them during the backward pass.
+
+        A layer's gradient is met while it is still in the processor's cache, and let go of before the next one comes.
+        """
+
+        def arrived(heard: Heard) -> None:
+            for key, block in self._named(heard, length(batch)):
+                take(key, block)
+
+        recorder = Recorder(self.units, self.layouts, length(batch), self.copied, self._single, arrived)
         with torch.enable_grad(), recorder.listening():
             values = of(batch)
             if recorder.root is not None and values.requires_grad:
                 torch.autograd.grad(values.sum(), [recorder.root], allow_unused=True)
-        blocks = self._blocks(recorder)
+        for name, block in self._blocks(recorder).items():
+            take(name, block)
         if self.whole:
-            rows = one_by_one(self.task, sorted(self.whole), batch, of)
-            blocks |= {name: Dense((name,), (_wide(part),)) for name, part in rows.items()}
-        return values.detach(), blocks
+            for name, part in one_by_one(self.task, sorted(self.whole), batch, of).items():
+                take(name, Dense((name,), (_wide(part),)))
+        return values.detach()
+
+    @cached_property
+    def _single(self) -> frozenset[str]:
+        """Units that are called once and share no parameter."""
+        again = {name for name, index in self.layouts if index}
+        return frozenset(
+            u.name for u in self.units if u.name not in again and self.tied.isdisjoint(u.wanted.values())
+        )
 
     def disagreements(self, batch: Any) -> dict[str, float]:
         """Each parameter's relative error against autograd one by one, in the norm over the batch."""
@@ -101,13 +124,17 @@ class Capture:
         kept = [replace(u, wanted={k: v for k, v in u.wanted.items() if v not in wrong}) for u in self.units]
         return replace(self, units=tuple(u for u in kept if u.wanted), whole=self.whole | wrong, tied=self.tied - wrong)
 
+    def _named(self, heard: Heard, examples: int) -> Iterator[tuple[str, Block]]:
+        for block in _call_blocks(heard, self.layouts[heard.unit.name, heard.index], examples):
+            first = block.names[0] == next(iter(heard.unit.wanted.values()))
+            yield heard.unit.name if first else block.names[0], block
+
     def _blocks(self, recorder: Recorder) -> dict[str, Block]:
         made: dict[str, Block] = {}
         for heard in recorder.calls:
             if all(g is None for g in heard.grads):
                 continue
-            for block in _call_blocks(heard, self.layouts[heard.unit.name, heard.index], recorder.examples):
-                key = heard.unit.name if block.names[0] == next(iter(heard.unit.wanted.values())) else block.names[0]
+            for key, block in self._named(heard, recorder.examples):
                 made[key] = _again(made[key], block) if key in made else block
         return _untied(made, self.tied) if self.tied else made
 

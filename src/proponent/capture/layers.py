@@ -79,10 +79,11 @@ def group_norm(call: Call) -> list[Block]:
 def batch_norm(call: Call) -> list[Block]:
     """y = w ∘ (x − running mean)/√(running var + ε) + b, per channel."""
     module: Any = call.module
-    x = call.args[0]
-    shape = (1, -1, *(1,) * (x.ndim - 2))
+    x, g = call.args[0], call.grad
     mean, deviation = module.running_mean.to(x), (module.running_var.to(x) + module.eps).sqrt()
-    return _scale_and_shift(call, (x - mean.view(shape)) / deviation.view(shape), _per_channel)
+    # Σ g (x − mean)/deviation, with one pass over the positions instead of three.
+    weight = lambda: (_per_channel(g * x) - mean * _per_channel(g)) / deviation  # noqa: E731
+    return _dense(call, {"weight": weight, "bias": lambda: _per_channel(g)})
 
 
 def instance_norm(call: Call) -> list[Block]:

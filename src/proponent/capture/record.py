@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,12 +61,16 @@ class Recorder:
         layouts: where the batch is, by unit name and call; empty while they are being found out.
         examples: b of this pass.
         copied: units whose inputs are copied, because the model overwrites them.
+        single: units that are called once, and may be handed over as soon as their gradient is there.
+        arrived: takes such a call during the backward pass; its tensors are let go of afterwards.
     """
 
     units: Sequence[Unit]
     layouts: Mapping[tuple[str, int], Layout]
     examples: int
     copied: frozenset[str] = frozenset()
+    single: frozenset[str] = frozenset()
+    arrived: Callable[[Heard], None] | None = None
     calls: list[Heard] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     root: Tensor | None = None
@@ -103,9 +107,12 @@ class Recorder:
             args, kwargs = keep(args), keep(kwargs)
             versions = [t._version for t in tensors((args, kwargs))]
             heard = Heard(unit, index, args, kwargs, [o.shape for o in outputs], versions, [None] * len(outputs))
-            for k, out in enumerate(outputs):
-                if out.requires_grad:
-                    out.register_hook(_keep(heard, k))
+            live = [(k, out) for k, out in enumerate(outputs) if out.requires_grad]
+            if self.arrived is not None and unit.name in self.single and len(live) == 1:
+                live[0][1].register_hook(_hand_over(heard, live[0][0], self.arrived))
+                return tree_unflatten(flat, spec)
+            for k, out in live:
+                out.register_hook(_keep(heard, k))
             self.calls.append(heard)
             return tree_unflatten(flat, spec)
 
@@ -161,6 +168,15 @@ def _keep(heard: Heard, at: int) -> Any:
         heard.grads[at] = grad.detach()
 
     return keep
+
+
+def _hand_over(heard: Heard, at: int, arrived: Callable[[Heard], None]) -> Any:
+    def hand_over(grad: Tensor) -> None:
+        heard.grads[at] = grad.detach()
+        arrived(heard)
+        heard.args, heard.kwargs, heard.grads = (), {}, []
+
+    return hand_over
 
 
 def _detached(tree: Any) -> Any:

@@ -56,24 +56,50 @@ def prepare(capture: Capture, metric: Metric, query: Rows, batch: int) -> Querie
 
 
 def stream(
-    capture: Capture, queries: Queries, train: Rows, parts: Iterable[slice], scale: float
-) -> Iterator[tuple[slice, Tensor, dict[str, Block]]]:
-    """Blocks of columns of scale · ⟨ψ(q), P φ(i)⟩: (training examples, (q, b), their gradients).
+    capture: Capture, queries: Queries, train: Rows, parts: Iterable[slice], scale: float, norms: Norms | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of columns of scale · ⟨ψ(q), P φ(i)⟩: (training examples, (q, b)), over both norms where these are given.
 
     What is not finite is NaN. The next block overwrites the scores of this one.
     """
     task, held = capture.task, torch.empty(0)
     for at in parts:
-        losses, blocks = capture.gradients(task.batch(train, at), task.losses)
-        if held.shape != (queries.count, len(losses)):
-            held = losses.new_empty((queries.count, len(losses)), dtype=_wide(losses.dtype))
+        batch = task.batch(train, at)
+        if held.shape != (queries.count, at.stop - at.start):
+            held = torch.empty((queries.count, at.stop - at.start), dtype=task.precision, device=task.device)
         out = held.zero_()
-        for name, block in blocks.items():
-            if name in queries.blocks:
-                queries.blocks[name].add(block, out)
+        own = torch.zeros(at.stop - at.start, dtype=out.dtype, device=out.device)
+        losses = capture.each(batch, task.losses, _meet(queries, out, norms, own))
         out.mul_(-scale)
+        if norms is not None:
+            out /= norms.query[:, None] * own.sqrt()
         _set_aside(out, queries.finite, losses.isfinite())
-        yield at, out, blocks
+        yield at, out
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What cosines are divided by.
+
+    Args:
+        query: (q,) ‖ψ(q)‖.
+        metric: of the training examples' norms.
+    """
+
+    query: Tensor
+    metric: Metric
+
+
+def _meet(queries: Queries, out: Tensor, norms: Norms | None, own: Tensor) -> Callable[[str, Block], None]:
+    """Adds each block's products to `out` and, for cosines, its squared norms to `own`."""
+
+    def meet(name: str, block: Block) -> None:
+        if name in queries.blocks:
+            queries.blocks[name].add(block, out)
+        if norms is not None:
+            own.add_(norms.metric.norm2(name, block))
+
+    return meet
 
 
 def _set_aside(scores: Tensor, queries: Tensor, train: Tensor) -> None:
@@ -92,14 +118,11 @@ def squared_norms(capture: Capture, metric: Metric, rows: Rows, batch: int, of: 
     """(n,) gᵀ P g of each example's gradient, without any matrix of pairs; NaN where it is not finite."""
     norms = []
     for at in parts_of(rows, batch):
-        values, blocks = capture.gradients(capture.task.batch(rows, at), of)
-        norms.append(torch.where(values.isfinite(), batch_norms(metric, blocks), torch.nan))
+        own: list[Tensor] = []
+        values = capture.each(capture.task.batch(rows, at), of, lambda n, b, own=own: own.append(metric.norm2(n, b)))
+        total = torch.stack(own).sum(0) if own else torch.zeros_like(values)
+        norms.append(torch.where(values.isfinite(), total, torch.nan))
     return torch.cat(norms)
-
-
-def batch_norms(metric: Metric, blocks: dict[str, Block]) -> Tensor:
-    """(b,) gᵀ P g, summed over all blocks."""
-    return torch.stack([metric.norm2(name, block) for name, block in blocks.items()]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -138,7 +161,3 @@ class Sizes:
 def _numbers(block: Block) -> int:
     held: tuple[Any, ...] = tuple(v for v in vars(block).values() if isinstance(v, Tensor))
     return sum(t.numel() for t in held) if held else sum(block.sizes)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,11 @@ def write_html(audit: Audit, path: str | Path) -> None:
 
 def render(audit: Audit, limits: Limits) -> str:
     """The page as text."""
+    return fill("report.html", _view(audit, limits))
+
+
+def fill(template: str, view: Mapping[str, Any], styles: Sequence[str] = ("report.css",)) -> str:
+    """A template of this folder with what is to be shown; everything is escaped, nothing is loaded from outside."""
     environment = Environment(
         loader=PackageLoader("proponent.report"),
         autoescape=True,
@@ -59,9 +64,10 @@ def render(audit: Audit, limits: Limits) -> str:
     )
     environment.filters |= {"plain": words.plain, "upfirst": words.upfirst, "svg": Markup}
     environment.globals["open_cards"] = OPEN
-    style, script = (_packaged(environment, name) for name in ("report.css", "report.js"))
-    return environment.get_template("report.html").render(
-        style=Markup(style), script=Markup(script), policy=_policy(style, script), **_view(audit, limits)
+    style = "".join(_packaged(environment, name) for name in styles)
+    script = _packaged(environment, "report.js")
+    return environment.get_template(template).render(
+        style=Markup(style), script=Markup(script), policy=_policy(style, script), **view
     )
 
 

@@ -55,7 +55,7 @@ def summarise(audit: Audit, console: Console, report: str | Path | None = None) 
         console.print(Text.assemble(("Look next: ", "bold"), words.plain(report)), soft_wrap=True)
 
 
-def _table(*columns: tuple[str, bool]) -> Table:
+def plain_table(*columns: tuple[str, bool]) -> Table:
     """A table without lines but one under its heads; True marks a column of numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, numeric in columns:
@@ -63,7 +63,7 @@ def _table(*columns: tuple[str, bool]) -> Table:
     return table
 
 
-def _text(value: object, style: str = "") -> Text:
+def cell_text(value: object, style: str = "") -> Text:
     """A cell from the data, cut to a length and never read as markup."""
     shown = " ".join(words.cell(value).split())
     return Text(shown if len(shown) <= LETTERS else shown[: LETTERS - 1] + "…", style=style)
@@ -73,15 +73,15 @@ def _findings(audit: Audit) -> Table | None:
     if not len(audit.issues):
         return None
     trust = {t.kind: t for t in audit.trust}
-    table = _table(("finding", False), ("rows", True), ("worst row", False), ("how far to trust it", False))
+    table = plain_table(("finding", False), ("rows", True), ("worst row", False), ("how far to trust it", False))
     for name in words.ordered(list(audit.issues["kind"])):
         found = audit.issues[audit.issues["kind"] == name]
         known = trust.get(name)
         said = Text("not measured", style="dim")
         if known is not None:
-            said = Text.assemble((known.level, TRUST_STYLE[known.level]), ": ", _text(known.because))
+            said = Text.assemble((known.level, TRUST_STYLE[known.level]), ": ", cell_text(known.because))
         table.add_row(
-            _text(words.kind(name).name), f"{found['row'].nunique():,}", _text(str(found["row"].iloc[0])), said
+            cell_text(words.kind(name).name), f"{found['row'].nunique():,}", cell_text(str(found["row"].iloc[0])), said
         )
     return table
 
@@ -90,12 +90,12 @@ def _checks(audit: Audit) -> Group | None:
     checks = words.told(audit.checks)
     if not len(checks):
         return None
-    table = _table(("", False), ("flagged rows", True), ("random rows", True), ("gain", True))
+    table = plain_table(("", False), ("flagged rows", True), ("random rows", True), ("gain", True))
     for check in checks.to_dict("records"):
         metric, verdict = str(check["metric"]), words.verdict(check)
         unit = words.unit(metric).strip()
         what = Text.assemble(
-            _text(words.doing(check)),
+            cell_text(words.doing(check)),
             (f"\n{words.plain(metric)}{', ' + unit if unit else ''}\n", "dim"),
             (VERDICT_WORD[verdict], VERDICT_STYLE[verdict]),
         )
@@ -124,7 +124,7 @@ def _rows(audit: Audit) -> Group | None:
         )
         for kind, reason, suggested in card.findings:
             line = Text.assemble(
-                (f"{kind}: ", "cyan"), _text(reason), (f" → {suggested}" if suggested else "", "green")
+                (f"{kind}: ", "cyan"), cell_text(reason), (f" → {suggested}" if suggested else "", "green")
             )
             parts.append(Padding(line, (0, 0, 0, 4)))
     return Group(*parts)
@@ -134,12 +134,12 @@ def _slices(audit: Audit) -> Group | None:
     if not len(audit.slices):
         return None
     order = audit.slices.sort_values("effect", kind="stable").head(SLICES)
-    table = _table(("slice", False), ("rows", True), ("loss without it", True), ("95 % interval", True))
+    table = plain_table(("slice", False), ("rows", True), ("loss without it", True), ("95 % interval", True))
     for s in order.to_dict("records"):
         effect, lower, upper = (float(s[c]) for c in ("effect", "effect_lower", "effect_upper"))
         style = VERDICT_STYLE["hurts" if upper < 0 else "helps" if lower > 0 else "unclear"]
         interval = f"{words.signed(lower)} to {words.signed(upper)}"
-        name = _text(f"{s['column']} = {s['value']}")
+        name = cell_text(f"{s['column']} = {s['value']}")
         table.add_row(name, words.cell(s["n_train"]), Text(words.signed(effect), style=style), interval)
     return Group(table, Text("below zero: these training rows mislead about held-out rows like them", style="dim"))
 
@@ -148,10 +148,10 @@ def _groups(audit: Audit) -> Group | None:
     if audit.groups is None or not len(audit.groups):
         return None
     order = audit.groups.sort_values("value", kind="stable").head(GROUPS)
-    table = _table(("group", False), ("rows", True), ("value", True), ("per row", True))
+    table = plain_table(("group", False), ("rows", True), ("value", True), ("per row", True))
     for g in order.to_dict("records"):
         value = Text(words.signed(float(g["value"])), style="red" if float(g["value"]) < 0 else "")
-        table.add_row(_text(str(g["group"])), words.cell(g["rows"]), value, words.signed(float(g["value_per_row"])))
+        table.add_row(cell_text(str(g["group"])), words.cell(g["rows"]), value, words.signed(float(g["value_per_row"])))
     more = len(audit.groups) - len(order)
     note = "positive = helps the held-out predictions" + (f"; {more:,} more groups in groups.csv" if more else "")
     return Group(table, Text(note, style="dim"))
@@ -162,5 +162,5 @@ def _list(lines: list[str]) -> Group | None:
         return None
     grid = Table.grid(padding=(0, 1, 0, 0))
     for line in lines:
-        grid.add_row("·", _text(line))
+        grid.add_row("·", cell_text(line))
     return Group(grid)

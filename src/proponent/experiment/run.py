@@ -1,0 +1,195 @@
+"""An attribution from settings to answer; scores are streamed to disk, so a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import proponent
+from proponent.attribution import Attribution
+from proponent.errors import InputError, ProponentWarning
+from proponent.experiment.answer import Answer, Cost
+from proponent.experiment.explain import describer_of, explained, neighbour, records, subject_in_words
+from proponent.experiment.inputs import checkpoint_marks, fingerprints_of, options_of, rows_of, try_out
+from proponent.experiment.load import Experiment, blaming, load
+from proponent.experiment.self_influence import self_influence
+from proponent.experiment.settings import Settings
+from proponent.experiment.survey import Survey, frequent, survey
+from proponent.experiment.write import write
+from proponent.memory import peak_memory
+from proponent.progress import say
+from proponent.store.fingerprint import require_same
+from proponent.store.stages import write_atomically
+
+SHOWN = 10
+"""Examples of the largest self-influence that are shown."""
+
+PACKAGES = ("proponent", "numpy", "scipy", "scikit-learn", "torch", "transformers")
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, also one that fails."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def run_experiment(settings: Settings) -> Answer:
+    """Attribute what an experiment file defines, and write the run directory.
+
+    Args:
+        settings: what to do. A killed run, started again with the same ones, goes on where it stopped.
+
+    Raises:
+        InputError: the file lacks a function, its code raises, or the data are not what the model wants.
+        FingerprintMismatch: the directory holds the run of another model, other data or settings.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ProponentWarning)
+        answer = _answer(settings)
+    told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ProponentWarning))
+    answer = replace(answer, warnings=tuple(told))
+    write(answer, settings)
+    return answer
+
+
+def _answer(settings: Settings) -> Answer:
+    clock, out = Clock(), Path(settings.out)
+    say(f"running {Path(settings.experiment).name}")
+    with clock.stage("running the experiment file"):
+        experiment = load(settings.experiment)
+        rows = rows_of(experiment)
+    with clock.stage("trying the model"):
+        try_out(experiment)
+    with clock.stage("checking what lies in the run directory"):
+        options = options_of(settings, experiment)
+        marks = fingerprints_of(experiment, rows) | checkpoint_marks(options)
+        _claim(out, settings, marks)
+    with clock.stage("scoring"):
+        scores, cost = _scores(settings, experiment, options)
+    with clock.stage("reading the scores"):
+        found = survey(scores, settings.top)
+        if settings.strict:
+            _require_finite(found)
+    selfs = None
+    if settings.self_influence:
+        say("self-influence")
+        with clock.stage("self-influence"), blaming(experiment.path, "the model"):
+            selfs = self_influence(scores.method, experiment, options)
+    with clock.stage("describing examples"):
+        describer = describer_of(experiment, rows, scores)
+        behind = explained(experiment, scores, found, describer)
+        self_shown = () if selfs is None else tuple(neighbour(r, describer, "value") for r in records(selfs, SHOWN))
+    attrs = scores.dataset.attrs
+    return Answer(
+        title=Path(settings.experiment).name,
+        command=settings.command(),
+        subject=subject_in_words(experiment),
+        method=scores.method,
+        reason=str(attrs.get("reason", "")),
+        unit=scores.unit,
+        sign=str(attrs["sign"]),
+        n_train=scores.shape[1],
+        n_query=scores.shape[0],
+        choices=_decoded(attrs.get("settings")),
+        cost=cost,
+        seconds=clock.seconds,
+        top=found.top,
+        sample=found.sample,
+        explained=behind,
+        frequent=frequent(found.top),
+        self_influence=selfs,
+        self_shown=self_shown,
+        set_aside=found.set_aside,
+        versions=_versions(),
+        fingerprints=marks,
+    )
+
+
+def _claim(out: Path, settings: Settings, marks: dict[str, str]) -> None:
+    """Refuse a directory where something else was scored, in words that say what differs."""
+    made_from, note = settings.deciding() | marks, out / "made_from.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if note.exists() and (out / "attribution.zarr").exists():
+            require_same(json.loads(note.read_text()), made_from, str(out))
+        write_atomically(note, json.dumps(made_from, indent=1).encode())
+        write_atomically(out / "config.yaml", settings.to_yaml().encode())
+    except OSError as e:
+        raise InputError(f"{e.strerror} for {settings.out!r}", "a writable directory", "name another with --out") from e
+
+
+def _scores(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Attribution, Cost]:
+    path, start = Path(settings.out) / "attribution.zarr", time.perf_counter()
+    resumed = path.exists()
+    with peak_memory() as peak, blaming(experiment.path, "the model or the data"):
+        made = proponent.attribute(
+            experiment.subject, experiment.train, experiment.query, method=settings.method, out=path, **options
+        )
+    scores = made if path.exists() else Attribution.load(made.save(path))
+    attrs = made.dataset.attrs
+    predicted = [
+        None if attrs.get(k) is None else float(attrs[k]) for k in ("predicted_seconds", "predicted_memory_mb")
+    ]
+    return scores, Cost(time.perf_counter() - start, peak.megabytes, predicted[0], predicted[1], resumed)
+
+
+def _require_finite(found: Survey) -> None:
+    for axis, ids in found.set_aside.items():
+        shown = ", ".join(map(repr, ids[:10])) + (", …" if len(ids) > 10 else "")
+        what = "training examples" if axis == "train" else "queries"
+        raise InputError(
+            f"{len(ids)} {what} with a loss or gradient that is not finite ({shown})",
+            "finite numbers, because of --strict",
+            "correct or leave out these examples, or run without --strict to set them aside",
+        )
+
+
+def _decoded(settings: Any) -> dict[str, Any]:
+    made = json.loads(settings) if isinstance(settings, str) else settings or {}
+    return {k: v for k, v in made.items() if v is not None and k != "weights"}
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that took part."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        if name in sys.modules or name == "scikit-learn":
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+def plan(path: str) -> Any:
+    """What every method would cost on an experiment, and which one "auto" would take.
+
+    Args:
+        path: the experiment file.
+
+    Returns:
+        `.table` (method, seconds, memory_mb, disk_mb, note), `.choice` and `.reason`.
+    """
+    say(f"running {Path(path).name}")
+    experiment = load(path)
+    with blaming(experiment.path, "the model or the data"):
+        return proponent.plan(experiment.subject, experiment.train, experiment.query)
