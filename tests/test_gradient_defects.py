@@ -252,12 +252,6 @@ def test_tracin_is_the_sum_over_its_checkpoints_and_leaves_the_model_alone(run):
     assert all(torch.equal(v, before[k]) for k, v in task.net.state_dict().items())
 
 
-def broken(reason):
-    """A known defect outside the files of this issue: the mark goes when it is mended."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
-@broken("FittedGradients.score (methods/) loads the first checkpoint once more, to count the rounds")
 def test_each_checkpoint_is_read_once_per_scoring(run, reads):
     task, train, query = case("vectors")
     files, _ = run
@@ -279,7 +273,6 @@ def test_no_checkpoint_is_read_once_per_batch(run, reads):
     assert reads == [f.name for f in files]
 
 
-@broken("the store (methods/, store/) has room for one checkpoint's rounds, and blocks that only overwrite: IndexError")
 def test_several_checkpoints_go_to_disk_as_to_memory(run, tmp_path):
     task, train, query = case("vectors")
     fitted = pp.TracIn(run[0], learning_rates=0.1, batch_size=2).fit(task, train)
@@ -292,9 +285,7 @@ def test_several_checkpoints_go_to_disk_as_to_memory(run, tmp_path):
     (
         "exact",
         "empirical",
-        pytest.param(
-            "sampled", marks=broken("kinds.targets (curvature/) seeds a generator per batch, not losses.Draws")
-        ),
+        "sampled",
     ),
 )
 def test_no_fisher_depends_on_the_batch_size(fisher):

@@ -40,6 +40,13 @@ class Rows:
     @classmethod
     def of(cls, data: Any) -> Rows:
         """From a tuple or mapping of arrays or tensors, Examples, a map-style dataset, or a DataLoader (its dataset, in order)."""
+        made = cls._of(data)
+        if not len(made):
+            raise InputError("0 examples", "at least one", "check how the data were read or filtered")
+        return made
+
+    @classmethod
+    def _of(cls, data: Any) -> Rows:
         if isinstance(data, cls):
             return data
         if hasattr(data, "inputs") and hasattr(data, "ids"):

@@ -199,6 +199,12 @@ class Task:
         return own.terms(own.output(self.net, batch), batch)
 
     @property
+    def precision(self) -> torch.dtype:
+        """Of scores: float64 for a model in float64, float32 for any other."""
+        wide = any(p.dtype == torch.float64 for p in self.net.parameters())
+        return torch.float64 if wide else torch.float32
+
+    @property
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 

@@ -24,6 +24,9 @@ from proponent.task import Task
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Relative error, against autograd one by one, above which a parameter is differentiated through the whole model."""
 
+SEARCHED = 64
+"""Examples among which two are looked for whose losses are finite."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -55,7 +58,7 @@ class Capture:
             UnsupportedModel: an example's loss depends on the other examples of its batch.
         """
         made = tuple(units(task.net, task.selected()))
-        pair = few(rows, 2, task)
+        pair = _finite_pair(rows, task)
         try:
             layouts, copied = _trace(task, made, rows)
         except (RuntimeError, ValueError):  # the model's path depends on the data: nothing is heard
@@ -97,11 +100,13 @@ class Capture:
 
     @cached_property
     def _single(self) -> frozenset[str]:
-        """Units that are called once and share no parameter."""
+        """Units with a rule of their own that are called once and share no parameter.
+
+        Without a rule a unit is run again by torch.func, which can't be done in the middle of a backward pass.
+        """
         again = {name for name, index in self.layouts if index}
-        return frozenset(
-            u.name for u in self.units if u.name not in again and self.tied.isdisjoint(u.wanted.values())
-        )
+        ruled = [u for u in self.units if u.rule is not None and u.name not in again]
+        return frozenset(u.name for u in ruled if self.tied.isdisjoint(u.wanted.values()))
 
     def disagreements(self, batch: Any) -> dict[str, float]:
         """Each parameter's relative error against autograd one by one, in the norm over the batch."""
@@ -156,6 +161,19 @@ def few(rows: Rows, size: int, task: Task) -> Any:
     short = size - length(batch)
     first = one(batch, 0)
     return batch if short <= 0 else tree_map(_append(short), batch, first)
+
+
+def _finite_pair(rows: Rows, task: Task) -> Any:
+    """The first two examples with a finite loss, to compare gradients on; the first two where there are no such."""
+    pair = few(rows, 2, task)
+    with torch.no_grad():
+        if bool(task.losses(pair).isfinite().all()):
+            return pair
+        batch = few(rows, min(len(rows), SEARCHED), task)
+        found = task.losses(batch).isfinite().nonzero().flatten().tolist()[:2]
+    if not found:
+        return pair
+    return tree_map(_append(1), one(batch, found[0]), one(batch, found[-1]))
 
 
 def _append(times: int) -> Callable[[Any, Any], Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +15,7 @@ from proponent.curvature import diagonal
 from proponent.curvature.kronecker import Covariance, layer_factors
 from proponent.curvature.spectrum import Covariances, Spectrum, added
 from proponent.errors import InputError
+from proponent.losses import Draws
 from proponent.progress import track
 from proponent.rows import Rows, length
 from proponent.task import Task
@@ -185,9 +185,8 @@ def targets(kind: Kind, capture: Capture, examples: Any, start: int) -> Iterator
     if kind.fisher == "empirical":
         yield _finite(capture.gradients(examples, task.losses))
     elif kind.fisher == "sampled":
-        generator = torch.Generator(device=task.device)
-        generator.manual_seed((kind.seed << 32) + start)
-        yield _finite(capture.gradients(examples, lambda b: task.sampled_losses(b, generator)))
+        draws = Draws(kind.seed, start)
+        yield _finite(capture.gradients(examples, lambda b: task.sampled_losses(b, draws)))
     else:
         k = 0
         while True:

@@ -19,8 +19,8 @@ from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature.metric import Metric
 from proponent.errors import InputError, ProponentWarning
-from proponent.methods.score import Sizes, batch_norms, parts_of, prepare, squared_norms, stream
-from proponent.methods.sinks import Disk, Memory, Sink, Strongest
+from proponent.methods.score import Norms, Sizes, parts_of, prepare, squared_norms, stream
+from proponent.methods.sinks import PARTIAL, Disk, Memory, Sink, Strongest
 from proponent.progress import track
 from proponent.rows import Rows
 from proponent.store.matrix import MatrixStore, require_memory
@@ -93,12 +93,11 @@ class FittedGradients:
         """
         start, queries = time.perf_counter(), Rows.of(query)
         if out is not None:
-            self._fill(queries, Disk(self._store(queries, out)))
+            self._fill(queries, Disk(self._store(queries, out), self._rounds(queries)))
             return Attribution.load(out)
         require_memory(len(queries), len(self.train), 1)
-        with self.members[0].looked_at():
-            rounds = len(self._query_chunks(self.members[0], queries))
-        memory = Memory(np.empty((len(queries), len(self.train)), self._precision()), rounds)
+        precision = str(self.members[0].capture.task.precision).removeprefix("torch.")
+        memory = Memory(np.empty((len(queries), len(self.train)), precision), self._rounds(queries))
         self._fill(queries, memory)
         return Attribution.of(
             memory.score,
@@ -141,7 +140,7 @@ class FittedGradients:
             train=self.train,
             method=f"{self.method}, self-influence",
             unit=self.unit,
-            attributes=self._facts(start) | set_aside(value[None], self.train, self.train),
+            attributes=self._facts(start) | set_aside(value, None, self.train),
         )
 
     def _fill(self, queries: Rows, sink: Sink) -> None:
@@ -159,19 +158,23 @@ class FittedGradients:
         if not missing:
             return
         prepared = prepare(capture, metric, queries[chunk], batch)
-        made = stream(capture, prepared, self.train, missing, 1.0 if self.cosine else self.scale * member.weight)
-        norms = self._query_norms(member, queries[chunk], batch)
-        for at, scores, blocks in track(made, f"{self.method}: training examples", total=len(missing)):
-            if self.cosine:
-                scores /= norms[:, None] * batch_norms(metric, blocks).sqrt()
+        norms = self._norms(member, queries[chunk], batch)
+        scale = 1.0 if self.cosine else self.scale * member.weight
+        made = stream(capture, prepared, self.train, missing, scale, norms)
+        for at, scores in track(made, f"{self.method}: training examples", total=len(missing)):
             sink.add(turn, chunk, at, scores)
 
-    def _query_norms(self, member: Member, queries: Rows, batch: int) -> torch.Tensor:
-        """(q,) ‖∇m_q‖, where cosines are wanted."""
+    def _norms(self, member: Member, queries: Rows, batch: int) -> Norms | None:
+        """Where cosines are wanted."""
         if not self.cosine:
-            return torch.empty(0)
+            return None
         task = member.capture.task
-        return squared_norms(member.capture, member.metric, queries, batch, task.measurements).sqrt()
+        query = squared_norms(member.capture, member.metric, queries, batch, task.measurements).sqrt()
+        return Norms(query, member.metric)
+
+    def _rounds(self, queries: Rows) -> int:
+        """Of one member: chunks of queries."""
+        return len(self._query_chunks(self.members[0], queries))
 
     def _query_chunks(self, member: Member, queries: Rows) -> list[slice]:
         return parts_of(queries, member.sizes.queries(member.metric.keeps_factors))
@@ -179,25 +182,22 @@ class FittedGradients:
     def _batch(self, member: Member) -> int:
         return self.batch or member.sizes.batch()
 
-    def _precision(self) -> str:
-        """Of the scores: float64 for a model in float64, float32 for any other."""
-        parameter = next(self.members[0].capture.task.net.parameters())
-        return "float64" if parameter.dtype == torch.float64 else "float32"
-
     def _store(self, queries: Rows, out: str | Path) -> MatrixStore:
         member = self.members[0]
-        with member.looked_at():
-            rounds, batch = len(self._query_chunks(member, queries)), self._batch(member)
+        marks = []
+        for each in self.members:
+            with each.looked_at():
+                marks.append(weights_mark(each.capture.task))
         return MatrixStore.open(
             out,
             queries,
             self.train,
-            variables=("score",),
-            block=batch,
+            variables=("score",) if len(self.members) == 1 else ("score", PARTIAL),
+            block=self._batch(member),
             method=self.method,
-            settings={**self.settings, "weights": weights_mark(member.capture.task)},
-            rounds=rounds,
-            dtype=self._precision(),
+            settings={**self.settings, "weights": marks},
+            rounds=self._rounds(queries) * len(self.members),
+            dtype=str(member.capture.task.precision).removeprefix("torch."),
             unit=self.unit,
         )
 
@@ -206,17 +206,20 @@ class FittedGradients:
         return {**self.facts, "settings": dict(self.settings), "seconds": seconds}
 
 
-def set_aside(score: Array, queries: Rows, train: Rows) -> dict[str, Any]:
-    """Names the examples whose loss or gradient is not finite; their scores are NaN, the others' are unharmed."""
+def set_aside(score: Array, queries: Rows | None, train: Rows) -> dict[str, Any]:
+    """Names the examples whose loss or gradient is not finite; their scores are NaN, the others' are unharmed.
+
+    Args:
+        score: (q, n), or (n,) with queries None.
+    """
     if np.isfinite(float(torch.from_numpy(score).sum())):
         return {}
-    bad = np.isnan(score)
+    bad = np.isnan(np.atleast_2d(score))
     columns = bad.all(axis=0)
     rows = bad.any(axis=1) if columns.all() else bad[:, ~columns].any(axis=1)
-    found = {
-        "set_aside_train": train.ids[columns & ~rows.all()].tolist(),
-        "set_aside_query": queries.ids[rows].tolist(),
-    }
+    found = {"set_aside_train": train.ids[columns & ~(rows.all() and queries is not None)].tolist()}
+    if queries is not None:
+        found["set_aside_query"] = queries.ids[rows].tolist()
     for axis, ids in found.items():
         if ids:
             warnings.warn(

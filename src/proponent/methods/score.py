@@ -107,6 +107,8 @@ def _set_aside(scores: Tensor, queries: Tensor, train: Tensor) -> None:
         scores[~queries] = torch.nan
     if not bool(train.all()):
         scores[:, ~train] = torch.nan
+    if not bool(scores.sum().isfinite()):  # a loss may be finite where its gradient is not
+        scores.masked_fill_(~scores.isfinite(), torch.nan)
 
 
 def parts_of(rows: Rows, size: int) -> list[slice]:
@@ -118,10 +120,13 @@ def squared_norms(capture: Capture, metric: Metric, rows: Rows, batch: int, of: 
     """(n,) gᵀ P g of each example's gradient, without any matrix of pairs; NaN where it is not finite."""
     norms = []
     for at in parts_of(rows, batch):
-        own: list[Tensor] = []
-        values = capture.each(capture.task.batch(rows, at), of, lambda n, b, own=own: own.append(metric.norm2(n, b)))
-        total = torch.stack(own).sum(0) if own else torch.zeros_like(values)
-        norms.append(torch.where(values.isfinite(), total, torch.nan))
+        total = torch.zeros(at.stop - at.start, dtype=capture.task.precision, device=capture.task.device)
+
+        def measure(name: str, block: Block, total: Tensor = total) -> None:
+            total += metric.norm2(name, block)
+
+        values = capture.each(capture.task.batch(rows, at), of, measure)
+        norms.append(torch.where(values.isfinite() & total.isfinite(), total, torch.nan))
     return torch.cat(norms)
 
 

@@ -50,17 +50,36 @@ class Memory:
             here.add_(scores.to(here))
 
 
+PARTIAL = "partial"
+"""The variable that holds the sum over an odd number of models fewer than all."""
+
+
 @dataclass(frozen=True)
 class Disk:
-    """The matrix in a store, where what a killed run has written is not computed again."""
+    """The matrix in a store, where what a killed run has written is not computed again.
+
+    Sums over several models are written to two variables in turn, so that a block that is written once more after a kill
+    starts from the sum over the models before, which is still there. The last model's is `score`.
+
+    Args:
+        store: the matrix.
+        rounds: of one model.
+    """
 
     store: MatrixStore
+    rounds: int
 
     def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
         return [parts[b] for b in self.store.missing(turn)]
 
     def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None:
-        self.store.write(train.start // self.store.block, {"score": scores.numpy(force=True)}, turn, queries)
+        models, model = self.store.rounds // self.rounds, turn // self.rounds
+        names = ("score", PARTIAL)
+        name, before = (names[(models - 1 - model + k) % 2] for k in (0, 1))
+        made = scores.numpy(force=True)
+        if model:
+            made = made + self.store.read(before, queries, train)
+        self.store.write(train.start // self.store.block, {name: made}, turn, queries)
 
 
 @dataclass

@@ -117,6 +117,10 @@ class MatrixStore:
         written = np.asarray(zarr.open_group(self.path, mode="r")["written"][:]).reshape(self.rounds, -1)
         return [int(b) for b in np.flatnonzero(~written[turn])]
 
+    def read(self, name: str, queries: slice, train: slice) -> Array:
+        """Some of a variable's values."""
+        return np.asarray(zarr.open_group(self.path, mode="r")[name][queries, train])
+
     def write(self, index: int, values: Mapping[str, Array], turn: int = 0, queries: slice = slice(None)) -> None:
         """Write one block's columns for a round's queries, then mark it written."""
         group = zarr.open_group(self.path, mode="a")
