@@ -61,18 +61,22 @@ class Convolution:
     def __getitem__(self, at: slice) -> Convolution:
         return replace(self, x=self.x[at], g=self.g[at])
 
-    def factors(self) -> Factors:
-        """The same gradients as those of a linear layer on the windows: C·k inputs at each output position."""
-        spatial = tuple(self.g.shape[2:])
+    def factors(self, step: int = 1, offset: int = 0) -> Factors:
+        """The same gradients as those of a linear layer on the windows: C·k inputs at each output position.
+
+        Args:
+            step, offset: only every so many positions, beginning here, along every dimension.
+        """
         x = F.pad(self.x, [p for d in reversed(self.padding) for p in (d, d)]) if any(self.padding) else self.x
         strides = x.stride()
-        step = tuple(s * d for s, d in zip(strides[2:], self.dilation, strict=True))
+        within = tuple(s * d for s, d in zip(strides[2:], self.dilation, strict=True))
         hop = tuple(s * d for s, d in zip(strides[2:], self.stride, strict=True))
-        shape = (*x.shape[:2], *self.kernel, *spatial)
-        windows = x.as_strided(shape, (*strides[:2], *step, *hop)).reshape(
-            len(self), self.x.shape[1] * math.prod(self.kernel), math.prod(spatial)
-        )
-        return Factors(self.names, windows.mT, self.g.flatten(2).mT, weight=self.weight, bias=self.bias)
+        shape = (*x.shape[:2], *self.kernel, *self.g.shape[2:])
+        few = (slice(offset, None, step),) * len(self.kernel)
+        windows = x.as_strided(shape, (*strides[:2], *within, *hop))[..., *few]
+        columns = windows.reshape(len(self), x.shape[1] * math.prod(self.kernel), math.prod(windows.shape[-len(few) :]))
+        g = self.g[:, :, *few].flatten(2)
+        return Factors(self.names, columns.mT, g.mT, weight=self.weight, bias=self.bias)
 
     def _weight(self) -> Tensor:
         return _weight_rows(self.x, self.g, self.kernel, self.stride, self.dilation, self.padding, 1)

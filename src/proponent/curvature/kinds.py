@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from proponent.capture.blocks import Factors
+from proponent.capture.convolution import Convolution
 from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature import diagonal
-from proponent.curvature.kronecker import Covariance, layer_factors
+from proponent.curvature.kronecker import Covariance, some_positions
 from proponent.curvature.spectrum import Covariances, Spectrum, added
 from proponent.errors import InputError
 from proponent.losses import Draws
@@ -35,11 +39,15 @@ class Kind:
             at the targets as they are, which is another matrix.
         examples: how many training examples it is fitted to, spread evenly over them; all by default.
         seed: of the drawn targets.
+        positions: of layers with several positions, how many for each of a layer's inputs or outputs the covariances are
+            made of, spread evenly; a covariance of 100 per input is within about a tenth of all positions'. None takes
+            all. Only the bases depend on it: eigenvalues are measured on everything.
     """
 
     fisher: Fisher = "sampled"
     examples: int | None = None
     seed: int = 0
+    positions: int | None = 100
     kronecker: ClassVar[bool] = True
     separable: ClassVar[bool] = False
 
@@ -124,21 +132,36 @@ KINDS: dict[str, type[Kind]] = {"ekfac": EKFAC, "kfac": KFAC, "diagonal": Diagon
 def covariances(kind: Kind, capture: Capture, rows: Rows, batch: int) -> tuple[Covariances, float]:
     """The first pass, and the relative standard error of its sums: by how much two halves of the examples differ."""
     halves = [Covariances(), Covariances()]
-    for k, at in enumerate(track(parts(kind, rows, batch), "curvature: covariances")):
+    stretches = parts(kind, rows, batch)
+    count = sum(at.stop - at.start for at in stretches)
+    for k, at in enumerate(track(stretches, "curvature: covariances")):
         examples = capture.task.batch(rows, at)
         own = Covariances(examples=length(examples))
         for blocks in targets(kind, capture, examples, at.start):
-            own = _counted(own, blocks, kind.kronecker)
+            own = _counted(own, blocks, kind, count, k)
         halves[k % 2] = halves[k % 2].merge(own)
     return halves[0].merge(halves[1]), _disagreement(*halves)
 
 
-def _counted(own: Covariances, blocks: dict[str, Any], kronecker: bool) -> Covariances:
+def _counted(own: Covariances, blocks: dict[str, Any], kind: Kind, count: int, turn: int) -> Covariances:
     """One target more for the same examples: their inputs are counted once."""
-    layers = {n: f for n, b in blocks.items() if kronecker and (f := layer_factors(b)) is not None}
-    sums = {n: own.sums[n].again(f) if n in own.sums else Covariance.of(f) for n, f in layers.items()}
-    others = {n: diagonal.squares(b) for n, b in blocks.items() if n not in layers}
-    return replace(own, sums=sums, squares=added(own.squares, others))
+    sums, squares = dict(own.sums), {}
+    for name, block in blocks.items():
+        if not (kind.kronecker and isinstance(block, Factors | Convolution) and block.weight):
+            squares[name] = diagonal.squares(block)
+            continue
+        few, share = some_positions(block, _wanted(block, kind, count), turn)
+        sums[name] = sums[name].again(few, share) if name in sums else Covariance.of(few, share)
+    return replace(own, sums=sums, squares=added(own.squares, squares))
+
+
+def _wanted(block: Factors | Convolution, kind: Kind, count: int) -> float:
+    """Positions an example."""
+    if kind.positions is None:
+        return float("inf")
+    inputs = math.prod(block.kernel) * block.x.shape[1] if isinstance(block, Convolution) else block.a.shape[2]
+    outputs = block.g.shape[1] if isinstance(block, Convolution) else block.g.shape[2]
+    return kind.positions * max(inputs, outputs) / count
 
 
 def spectrum(kind: Kind, capture: Capture, rows: Rows, batch: int, covariances: Covariances) -> tuple[Spectrum, float]:
@@ -217,12 +240,14 @@ def _nth(items: Any, k: int) -> Any:
 def _finite(made: tuple[Tensor, dict[str, Any]]) -> dict[str, Any]:
     """Examples with a number that is not finite, taken out as zeros: one must not spoil the sums."""
     values, blocks = made
+    held = [t for block in blocks.values() for t in tree_leaves(list(vars(block).values())) if isinstance(t, Tensor)]
+    held = [t for t in held if t.is_floating_point()]
+    if bool(torch.stack([t.sum() for t in [values, *held]]).isfinite().all()):
+        return blocks
     ok = values.isfinite()
-    for block in blocks.values():
-        for held in tree_leaves([v for v in vars(block).values() if isinstance(v, Tensor | tuple)]):
-            if isinstance(held, Tensor) and held.is_floating_point():
-                ok &= held.flatten(1).isfinite().all(1) if held.ndim > 1 else held.isfinite()
-    return blocks if bool(ok.all()) else {name: _masked(block, ok) for name, block in blocks.items()}
+    for t in held:
+        ok = ok & t.flatten(1).isfinite().all(1)
+    return {name: _masked(block, ok) for name, block in blocks.items()}
 
 
 def _masked(block: Any, ok: Tensor) -> Any:

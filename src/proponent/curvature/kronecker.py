@@ -13,6 +13,7 @@ al., Fast approximate natural gradient descent in a Kronecker-factored eigenbasi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,23 +41,27 @@ class Covariance:
     transposed: bool = False
 
     @classmethod
-    def of(cls, block: Factors) -> Covariance:
-        """Of a batch. Positions without any gradient at a sequence's layer, such as padding, are not counted."""
+    def of(cls, block: Factors, share: float = 1.0) -> Covariance:
+        """Of a batch. Positions without any gradient at a sequence's layer, such as padding, are not counted.
+
+        Args:
+            share: of the layer's positions that the block has.
+        """
         a, g = block.a.flatten(0, 1), block.g.flatten(0, 1)
         count = float(len(a))
         if block.positions > 1 and not bool((live := (g != 0).any(1)).all()):
             a, g, count = a[live], g[live], float(live.sum())
-        return cls(_homogeneous(a.T @ a, a.sum(0), count, block.bias), g.T @ g, count, block.transposed)
+        return cls(_homogeneous(a.T @ a, a.sum(0), count, block.bias), g.T @ g / share, count, block.transposed)
 
     def merge(self, other: Covariance) -> Covariance:
         """The sums over both shards."""
         inputs, outputs = self.inputs + other.inputs, self.outputs + other.outputs
         return replace(self, inputs=inputs, outputs=outputs, positions=self.positions + other.positions)
 
-    def again(self, block: Factors) -> Covariance:
+    def again(self, block: Factors, share: float = 1.0) -> Covariance:
         """With the output gradients of another target for inputs that are already counted."""
         g = block.g.flatten(0, 1)
-        return replace(self, outputs=self.outputs + g.T @ g)
+        return replace(self, outputs=self.outputs + g.T @ g / share)
 
 
 def _homogeneous(square: Tensor, total: Tensor, count: float, bias: bool) -> Tensor:
@@ -162,6 +167,19 @@ def layer_factors(block: Block) -> Factors | None:
     if isinstance(block, Convolution):
         return block.factors() if block.weight else None
     return block if isinstance(block, Factors) and block.weight else None
+
+
+def some_positions(block: Factors | Convolution, wanted: float, turn: int) -> tuple[Factors, float]:
+    """About `wanted` positions an example of a layer that has more, others in every turn; and their share."""
+    spatial = block.g.shape[2:] if isinstance(block, Convolution) else block.g.shape[1:2]
+    step = max(1, int((math.prod(spatial) / max(wanted, 1e-9)) ** (1 / len(spatial))))
+    step = min(step, *spatial)
+    offset = turn % step
+    if isinstance(block, Convolution):
+        few = block.factors(step, offset)
+    else:
+        few = block if step == 1 else replace(block, a=block.a[:, offset::step], g=block.g[:, offset::step])
+    return few, few.positions / math.prod(spatial)
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,13 @@ from proponent.capture.gradients import Capture
 from proponent.curvature.metric import Metric, Prepared
 from proponent.rows import Rows
 
-MEMORY = 2**27
-"""Bytes of layer inputs and output gradients that a batch may hold."""
+CACHED = 2**25
+"""Bytes of layer inputs and output gradients that a batch holds, so that most of them stay in a processor's cache."""
+
+MEMORY = 2**28
+"""Bytes of these that a batch may hold so as to have FEW examples: products of fewer are slow."""
+
+FEW = 48
 
 QUERY_MEMORY = 2**30
 """Bytes of prepared query gradients held at once; more queries take another pass over the training set."""
@@ -156,7 +161,8 @@ class Sizes:
 
     def batch(self) -> int:
         """Examples captured at once."""
-        return max(1, min(1024, MEMORY // (4 * max(1, self.factors))))
+        one = 4 * max(1, self.factors)
+        return max(1, min(1024, max(CACHED // one, min(FEW, MEMORY // one))))
 
     def queries(self, identity: bool) -> int:
         """Queries prepared at once."""
