@@ -23,6 +23,7 @@ _HOMES = {
     "LeaveOneOut": "proponent.methods.leave_one_out",
     "MissingExtra": "proponent.errors",
     "NotConverged": "proponent.errors",
+    "Plan": "proponent.methods.plan",
     "ProponentError": "proponent.errors",
     "ProponentWarning": "proponent.errors",
     "SklearnRecipe": "proponent.retrain.recipe",
@@ -34,6 +35,7 @@ _HOMES = {
     "attribute": "proponent.methods.auto",
     "audit": "proponent.audit.run",
     "check_capture": "proponent.capture.check",
+    "plan": "proponent.methods.plan",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

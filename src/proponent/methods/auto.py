@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from proponent.attribution import Attribution
-from proponent.errors import InputError, UnsupportedModel, did_you_mean
+from proponent.errors import InputError, did_you_mean
 from proponent.examples import Examples
-from proponent.methods.influence import Influence
-from proponent.methods.knn_shapley import KNNShapley
-from proponent.methods.leave_one_out import LeaveOneOut
+from proponent.memory import peak_memory
+from proponent.methods import recipes
+from proponent.methods.plan import GRADIENT_METHODS, influence_of, plan
 from proponent.retrain.recipe import SklearnRecipe
 
-METHODS = ("auto", "leave_one_out", "influence", "knn_shapley")
-
-SECOND_STEP_LIMIT = 4e9
-"""Rows² × parameters up to which the second step and its bounds take about a minute."""
+RECIPE_METHODS = ("auto", "leave_one_out", "influence", "knn_shapley")
+OPTIONS = ("damping", "weight_decay", "batch_size", "shortcut", "query_rank", "checkpoints", "learning_rates")
 
 
-def attribute(recipe: Any, train: Any, query: Any, method: str = "auto") -> Attribution:
+def attribute(
+    subject: Any, train: Any, query: Any, method: str = "auto", out: str | Path | None = None, **options: Any
+) -> Attribution:
     """Which training examples stand behind the queries' measurements.
 
     >>> from sklearn.linear_model import Ridge
@@ -30,51 +32,74 @@ def attribute(recipe: Any, train: Any, query: Any, method: str = "auto") -> Attr
     'Leave-one-out by two Newton steps with certified bounds: the model is convex, so this is exact within the bounds.'
 
     Args:
-        recipe: a SklearnRecipe, or a scikit-learn estimator or pipeline.
-        train: Examples, or (inputs, labels).
-        query: Examples, or (inputs, labels).
-        method: "auto", "leave_one_out", "influence" or "knn_shapley". The result's `reason` says why "auto" chose what it did.
+        subject: a Task; a SklearnRecipe, or a scikit-learn estimator or pipeline.
+        train, query: of a task: (inputs …, targets), a mapping, a dataset or a DataLoader; else Examples or (inputs, labels).
+        method: "auto"; of a task "graddot", "gradcos", "tracin", "identity", "diagonal", "kfac", "ekfac"; of a recipe
+            "leave_one_out", "influence", "knn_shapley". The result's `reason` says why "auto" chose what it did, and
+            `predicted_seconds`, `predicted_memory_mb` beside `seconds`, `memory_mb` how good the plan was.
+        out: a path to stream the scores to.
+        options: of a task: damping, weight_decay, shortcut, query_rank (as in `Influence`), checkpoints and
+            learning_rates (as in `TracIn`), batch_size.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method or option.
         UnsupportedModel: the named method does not apply to the model.
     """
-    if method not in METHODS:
-        raise InputError(f"method {method!r}", f"one of {', '.join(METHODS)}", did_you_mean(method, METHODS))
     start = time.perf_counter()
-    recipe = recipe if isinstance(recipe, SklearnRecipe) else SklearnRecipe(recipe)
-    train, query = Examples.of(train), Examples.of(query)
-    scores, reason = _run(recipe, train, query, method)
-    seconds = round(time.perf_counter() - start, 3)
-    return replace(scores, dataset=scores.dataset.assign_attrs(reason=reason, seconds=seconds))
+    if hasattr(subject, "watching"):  # a Task: asking for its class would load torch
+        scores, facts = _task_scores(subject, train, query, method, out, options)
+    else:
+        _require(method, RECIPE_METHODS, options)
+        recipe = subject if isinstance(subject, SklearnRecipe) else SklearnRecipe(subject)
+        scores, reason = recipes.run(recipe, Examples.of(train), Examples.of(query), method, out)
+        facts = {"reason": reason, "seconds": round(time.perf_counter() - start, 3)}
+    return replace(scores, dataset=scores.dataset.assign_attrs(facts))
 
 
-def _run(recipe: SklearnRecipe, train: Examples, query: Examples, method: str) -> tuple[Attribution, str]:
-    if method == "influence":
-        return Influence().fit(recipe, train).score(query), "Influence functions, as asked."
-    if method == "knn_shapley":
-        return KNNShapley().fit(train).score(query), "KNN-Shapley, as asked."
-    if method == "leave_one_out":
-        return LeaveOneOut().fit(recipe, train).score(query), "Leave-one-out, as asked."
-    try:
-        fitted = Influence().fit(recipe, train)
-    except UnsupportedModel as e:
-        return (
-            KNNShapley().fit(train).score(query),
-            f"KNN-Shapley, because {e.got} has no exact leave-one-out; it values the examples for a nearest-neighbour model.",
-        )
-    problem = fitted.fit.model.problem
-    if problem.parameters > 6_000:
-        return fitted.score(
-            query
-        ), f"Influence functions by conjugate gradients: {problem.parameters:,} parameters are too many to factorise."
-    if float(problem.rows) ** 2 * problem.parameters > SECOND_STEP_LIMIT:
-        scores = LeaveOneOut(steps=1).fit(recipe, train).score(query)
-        return (
-            scores,
-            f"Leave-one-out by one Newton step: bounds for {problem.rows:,} rows would take more than a minute.",
-        )
-    return (
-        LeaveOneOut().fit(recipe, train).score(query),
-        "Leave-one-out by two Newton steps with certified bounds: the model is convex, so this is exact within the bounds.",
-    )
+def _require(method: str, known: tuple[str, ...], options: Mapping[str, Any], taken: tuple[str, ...] = ()) -> None:
+    if method not in known:
+        raise InputError(f"method {method!r}", f"one of {', '.join(known)}", did_you_mean(method, known))
+    for name in options:
+        if name not in taken:
+            wanted = f"one of {', '.join(taken)}" if taken else "no options: a recipe has its own"
+            raise InputError(f"option {name!r}", wanted, did_you_mean(name, taken) if taken else "leave it out")
+
+
+def _task_scores(
+    task: Any, train: Any, query: Any, method: str, out: Any, options: dict[str, Any]
+) -> tuple[Attribution, dict[str, Any]]:
+    from proponent.rows import Rows
+
+    _require(method, ("auto", *GRADIENT_METHODS), options, OPTIONS)
+    rows, queries = Rows.of(train), Rows.of(query)
+    made = plan(task, rows, queries, None if method == "auto" else [method], **options)
+    chosen = made.choice if method == "auto" else method
+    reason = f"{made.reason[0].upper()}{made.reason[1:]}" if method == "auto" else f"{chosen}, as asked."
+    start = time.perf_counter()
+    with peak_memory() as peak:
+        scores = gradient_method(chosen, options).fit(task, rows).score(queries, out=out)
+    row = made.of(chosen)
+    facts = {
+        "reason": reason,
+        "seconds": round(time.perf_counter() - start, 3),
+        "predicted_seconds": row.get("seconds"),
+        "memory_mb": peak.megabytes,
+        "predicted_memory_mb": row.get("memory_mb"),
+    }
+    return scores, {k: round(v, 3) if isinstance(v, float) else v for k, v in facts.items() if v is not None and v == v}
+
+
+def gradient_method(name: str, options: Mapping[str, Any]) -> Any:
+    """The specification of a method for tasks, with the options that concern it."""
+    batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
+    if name in ("graddot", "gradcos"):
+        from proponent.methods.grad_dot import GradCos, GradDot
+
+        return (GradDot if name == "graddot" else GradCos)(**batch)
+    if name == "tracin":
+        from proponent.methods.tracin import TracIn
+
+        if not options.get("checkpoints"):
+            raise InputError("TracIn without checkpoints", "checkpoints=[…] of the training run", "pass their paths")
+        return TracIn(options["checkpoints"], options.get("learning_rates"), **batch)
+    return influence_of(name, options)

@@ -89,8 +89,8 @@ def _metric(
         found, second = spectrum(curvature, capture, rows, batch, sums)
         found = replace(found, made_from=curvature.made_from(mark))
         facts["curvature_error"] = {"covariances": round(first, 5), "eigenvalues": round(second, 5)}
-    _, blocks = capture.gradients(capture.task.batch(rows, slice(0, min(len(rows), 2 * COMPARED))), capture.task.losses)
-    single = frozenset(n for n, b in blocks.items() if isinstance(b, Factors) and b.positions == 1)
+    blocks = _some_blocks(capture, rows)
+    single = single_positions(capture, rows)
     metric = InverseFisher.of(found, damping, spec.weight_decay, single, spec.shortcut, spec.query_rank)
     if metric.expansions or metric.rank is not None:
         half = min(COMPARED, len(rows))
@@ -125,3 +125,14 @@ def _settings(spec: Any, curvature: Kind | Spectrum | str, damping: Damping) -> 
         "shortcut": spec.shortcut,
         "query_rank": spec.query_rank,
     }
+
+
+def single_positions(capture: Capture, rows: Rows) -> frozenset[str]:
+    """Names of the blocks that have one position an example."""
+    _, blocks = capture.gradients(capture.task.batch(rows, slice(0, 1)), capture.task.losses)
+    return frozenset(n for n, b in blocks.items() if isinstance(b, Factors) and b.positions == 1)
+
+
+def _some_blocks(capture: Capture, rows: Rows) -> dict[str, Any]:
+    """Gradients of the examples on which the shortcuts' error is measured."""
+    return capture.gradients(capture.task.batch(rows, slice(0, min(len(rows), 2 * COMPARED))), capture.task.losses)[1]
