@@ -4,12 +4,9 @@
 
 5,000 images of Fashion-MNIST, drawn anew for each draw, a tenth of their labels flipped to another class drawn uniformly; an MLP
 784-128-64-10, SGD with momentum .9, learning rate .01, batch 64. After 10 epochs the plain loss is at its best, after 50 the
-network has memorised most flips. Which scores to show, and all settings, were chosen on draws 0 to 2: report others.
-
-Scores stand in three groups, by what they need: the trained model; ten checkpoints of its run; five models trained on four
-fifths each. A score is compared with the plain loss of the trained model, draw by draw: ± is the standard deviation over
-draws, the difference has its paired standard error. Seconds leave out the training of the one model, but for the five
-others they hold it.
+network has memorised flips. All settings were chosen on draws 0 to 2, so report others. ± is the standard deviation over
+draws; the difference to the trained model's plain loss, draw by draw, has its standard error. Seconds are of the scoring alone, and
+of the five trainings where a score needs them. Checkpoints are ten of the same run.
 
 "label evidence" is what the other examples say of an example's label, through the trained model's gradients:
 
@@ -32,6 +29,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from torch.func import functional_call, jvp
 from torch.nn import functional as F
 
 import proponent as pp
@@ -50,10 +48,6 @@ class Run:
     y: Tensor
     seed: int
     states: Sequence[State]
-
-    @property
-    def train(self) -> tuple[Tensor, Tensor]:
-        return self.x, self.y
 
     @property
     def model(self) -> nn.Module:
@@ -98,40 +92,33 @@ def loaded(state: State) -> nn.Module:
     return model.eval()
 
 
-def logits(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
-
-
 def nll(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z, y, reduction="none")
 
 
-def loss(run: Run) -> Tensor:
-    return nll(logits(run.model, run.x), run.y)
+def loss(run: Run, states: Sequence[State] = ()) -> Tensor:
+    """Of the trained model, or the mean over some of its checkpoints."""
+    with torch.no_grad():
+        return torch.stack([nll(loaded(s)(run.x), run.y) for s in states or run.states[-1:]]).mean(0)
 
 
-def against(z: Tensor, y: Tensor) -> Tensor:
+def margin(run: Run) -> Tensor:
     """How far the strongest other class is ahead of the given label."""
-    own = y[:, None]
+    z, own = run.model(run.x).detach(), run.y[:, None]
     return z.scatter(1, own, -torch.inf).amax(1) - z.gather(1, own)[:, 0]
 
 
-def mean_loss(run: Run) -> Tensor:
-    return torch.stack([nll(logits(loaded(s), run.x), run.y) for s in run.checkpoints]).mean(0)
-
-
-def mean_margin(run: Run) -> Tensor:
-    return torch.stack([against(logits(loaded(s), run.x), run.y) for s in run.checkpoints]).mean(0)
+def ekfac(curvature: Any = None) -> Any:
+    """The library's defaults, without the shortcuts that are meant for many queries."""
+    return pp.Influence(curvature=curvature or pp.EKFAC(), damping=pp.Damping(0.1, scale="mean"), shortcut=0.0)
 
 
 def selfs(fitted: Any) -> Tensor:
     return torch.as_tensor(fitted.self_influence().dataset.value.values)
 
 
-def ekfac(task: pp.Task, train: Any, curvature: Any = None) -> Any:
-    damping = pp.Damping(0.1, scale="mean")
-    return pp.Influence(curvature=curvature or pp.EKFAC(), damping=damping, shortcut=0.0).fit(task, train)
+def self_influence(run: Run, method: Any, parameters: str = "*") -> Tensor:
+    return selfs(method.fit(pp.Task(run.model, parameters=parameters), (run.x, run.y)))
 
 
 def per_class(values: Tensor, y: Tensor) -> Tensor:
@@ -141,14 +128,11 @@ def per_class(values: Tensor, y: Tensor) -> Tensor:
 
 def unlike_its_class(run: Run) -> Tensor:
     """Minus the mean cosine of an example's gradient with those of the others that have its label."""
-    scores = pp.GradCos().fit(pp.Task(run.model, parameters="4.*"), run.train).score(run.train).dataset.score.values
+    task, train = pp.Task(run.model, parameters="4.*"), (run.x, run.y)
+    scores = pp.GradCos().fit(task, train).score(train).dataset.score.values
     cosines = torch.from_numpy(scores).fill_diagonal_(0)
     same = run.y[:, None] == run.y
     return -(cosines * same).sum(1) / (same.sum(1) - 1)
-
-
-def tracin(run: Run) -> Tensor:
-    return selfs(pp.TracIn(run.checkpoints, LEARNING_RATE).fit(pp.Task(run.model), run.train))
 
 
 def pull(model: Any, batch: Any) -> Tensor:
@@ -163,25 +147,30 @@ def scaled(z: Tensor, y: Tensor, onto: Tensor | float = 0.0) -> Tensor:
     return onto + z / spread * float(found.x)
 
 
-def evidence(run: Run, steps: int, fit: Callable[..., Any] = ekfac) -> Tensor:
+def direction(fitted: Any, whole: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """P Σ_j ∇ℓ_j by parameter, from one query of n positions: its gradient is the sum over examples."""
+    member = fitted.members[0]
+    with member.looked_at():
+        blocks = member.capture.gradients(whole, member.capture.task.losses)[1]
+        rows = {k: getattr(member.metric.prepare(k, b), "rows", ()) or b.rows() for k, b in blocks.items()}
+    return {name: row[0] for k, b in blocks.items() for name, row in zip(b.names, rows[k], strict=True)}
+
+
+def evidence(run: Run, steps: int, curvature: bool = True) -> Tensor:
     """The loss at what all other examples' gradients say; see the head of this file."""
-    task, every = pp.Task(run.model, loss=pull), torch.eye(CLASSES)
-    residuals = every[run.y] - 1 / CLASSES
-    spectrum = pp.EKFAC(fisher="empirical").fit(task, (run.x, residuals)) if fit is ekfac else None
-    own = fit(task, (run.x, residuals), spectrum)
-    leverage = selfs(own).float()[:, None] / (1 - 1 / CLASSES)  # ‖e(y) − 1/C‖² = 1 − 1/C
+    model, every = run.model, torch.eye(CLASSES)
+    task, residuals = pp.Task(model, loss=pull), every[run.y] - 1 / CLASSES
+    train, point = (run.x, residuals), dict(model.named_parameters())
+    fitted = (ekfac(pp.EKFAC(fisher="empirical")) if curvature else pp.GradDot()).fit(task, train)
+    own = selfs(fitted).float()[:, None] / fitted.scale / (1 - 1 / CLASSES)  # ‖e(y) − 1/C‖² = 1 − 1/C
     z: Tensor | float = 0.0
     for _ in range(steps):
-        whole = run.x[None], residuals[None]  # one query of n positions: its gradient is the sum over examples
-        by_class = [fit(task, (run.x, e.expand(N, CLASSES)), spectrum).score(whole).dataset.score.values for e in every]
-        pulled = torch.from_numpy(np.concatenate(by_class)).T
-        z = scaled(pulled - leverage * residuals, run.y, onto=z)
+        pulled = direction(fitted, (run.x[None], residuals[None]))
+        along = {k: -pulled[k].view_as(v) for k, v in point.items()}
+        said = jvp(lambda p: functional_call(model, p, run.x), (point,), (along,))[1].detach()
+        z = scaled(said - own * residuals, run.y, onto=z)
         residuals = every[run.y] - z.softmax(1)
     return nll(z, run.y)
-
-
-def plain(task: pp.Task, train: Any, curvature: Any = None) -> Any:
-    return pp.GradDot().fit(task, train)
 
 
 def neighbours(run: Run) -> Tensor:
@@ -199,39 +188,32 @@ def out_of_fold(run: Run, averaged: bool = False) -> Tensor:
     for k in range(FOLDS):
         held, rest = fold == k, fold != k
         part = Run(run.x[held], run.y[held], 0, trained(run.x[rest], run.y[rest], run.seed + k, len(run.states)))
-        found[held] = mean_loss(part) if averaged else loss(part)
+        found[held] = loss(part, part.checkpoints if averaged else ())
     return found
 
 
 Score = Callable[[Run], Tensor]
-GROUPS: dict[str, dict[str, Score]] = {
-    "the trained model": {
-        "plain loss": loss,
-        "margin": lambda run: against(logits(run.model, run.x), run.y),
-        "self-influence, GradDot": lambda run: selfs(pp.GradDot().fit(pp.Task(run.model), run.train)),
-        "  last layer": lambda run: selfs(pp.GradDot().fit(pp.Task(run.model, parameters="4.*"), run.train)),
-        "self-influence, EK-FAC": lambda run: selfs(ekfac(pp.Task(run.model), run.train)),
-        "  over its class's mean": lambda run: per_class(selfs(ekfac(pp.Task(run.model), run.train)), run.y),
-        "  + loss (first-order LOO)": lambda run: loss(run) + selfs(ekfac(pp.Task(run.model), run.train)),
-        "−GradCos to its class": unlike_its_class,
-        "label evidence, GradDot": lambda run: evidence(run, 1, plain),
-        "label evidence, 1 step": lambda run: evidence(run, 1),
-        "label evidence, 2 steps": lambda run: evidence(run, 2),
-        "  + loss": lambda run: evidence(run, 2) + loss(run),
-        "pixel neighbours (no model)": neighbours,
-        "  + loss ": lambda run: neighbours(run) + loss(run),
-    },
-    "ten checkpoints": {
-        "mean loss": mean_loss,
-        "mean margin": mean_margin,
-        "self-influence, TracIn": tracin,
-        "label evidence + mean loss": lambda run: evidence(run, 2) + mean_loss(run),
-        "neighbours + mean loss": lambda run: neighbours(run) + mean_loss(run),
-    },
-    "five more trainings": {
-        "out-of-fold loss": out_of_fold,
-        "  mean over checkpoints": lambda run: out_of_fold(run, averaged=True),
-    },
+SCORES: dict[str, Score] = {
+    "plain loss": loss,
+    "margin": margin,
+    "self-influence, GradDot": lambda run: self_influence(run, pp.GradDot()),
+    "  last layer": lambda run: self_influence(run, pp.GradDot(), "4.*"),
+    "self-influence, EK-FAC": lambda run: self_influence(run, ekfac()),
+    "  over its class's mean": lambda run: per_class(self_influence(run, ekfac()), run.y),
+    "  + loss (first-order LOO)": lambda run: self_influence(run, ekfac()) + loss(run),
+    "−GradCos to its class": unlike_its_class,
+    "label evidence, GradDot": lambda run: evidence(run, 1, curvature=False),
+    "label evidence, 1 step": lambda run: evidence(run, 1),
+    "label evidence, 2 steps": lambda run: evidence(run, 2),
+    "  + loss": lambda run: evidence(run, 2) + loss(run),
+    "pixel neighbours": neighbours,
+    "  + loss ": lambda run: neighbours(run) + loss(run),
+    "10 checkpoints: mean loss": lambda run: loss(run, run.checkpoints),
+    "  TracIn self-influence": lambda run: self_influence(run, pp.TracIn(run.checkpoints, LEARNING_RATE)),
+    "  label evidence + mean loss": lambda run: evidence(run, 2) + loss(run, run.checkpoints),
+    "  neighbours + mean loss": lambda run: neighbours(run) + loss(run, run.checkpoints),
+    "5 trainings: held-out loss": out_of_fold,
+    "  mean over checkpoints": lambda run: out_of_fold(run, averaged=True),
 }
 
 
@@ -244,17 +226,14 @@ def judged(score: Score, run: Run, wrong: Any) -> tuple[float, float, float]:
     return float(roc_auc_score(wrong, values)), float(wrong[first].sum() / wrong.sum()), seconds
 
 
-def show(epochs: int, found: dict[str, dict[str, Any]]) -> None:
+def show(epochs: int, found: dict[str, Any]) -> None:
     """A table of (draws, 3) numbers by score."""
-    base = found["the trained model"]["plain loss"]
-    print(f"\n{epochs} epochs\n{'':30}{'AUROC':>16}{'recall at 10 %':>16}{'AUROC − plain loss':>22}{'seconds':>9}")
-    for group, scores in found.items():
-        print(group)
-        for name, numbers in scores.items():
-            (auroc, recall, seconds), sd = numbers.mean(0), numbers.std(0, ddof=min(1, len(numbers) - 1))
-            gap = numbers[:, 0] - base[:, 0]
-            error = gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else float("nan")
-            print(f"  {name:28}{auroc:8.4f} ± {sd[0]:.4f}{recall:16.3f}{gap.mean():+13.4f} ± {error:.4f}{seconds:9.2f}")
+    print(f"\n{epochs} epochs\n{'':28}{'AUROC':>16}{'recall at 10 %':>16}{'AUROC − plain loss':>22}{'seconds':>9}")
+    for name, numbers in found.items():
+        (auroc, recall, seconds), sd = numbers.mean(0), numbers[:, 0].std(ddof=min(1, len(numbers) - 1))
+        gap = numbers[:, 0] - found["plain loss"][:, 0]
+        error = gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else float("nan")
+        print(f"{name:28}{auroc:8.4f} ± {sd:.4f}{recall:16.3f}{gap.mean():+13.4f} ± {error:.4f}{seconds:9.2f}")
 
 
 def main() -> None:
@@ -270,9 +249,9 @@ def main() -> None:
         states = trained(x, y, seed, max(args.epochs))  # at a constant rate the short run is the start of the long one
         for epochs in args.epochs:
             run = Run(x, y, seed, states[:epochs])
-            found[epochs].append({g: {k: judged(s, run, wrong) for k, s in of.items()} for g, of in GROUPS.items()})
+            found[epochs].append({name: judged(score, run, wrong) for name, score in SCORES.items()})
     for epochs, draws in found.items():
-        show(epochs, {g: {k: np.array([d[g][k] for d in draws]) for k in of} for g, of in GROUPS.items()})
+        show(epochs, {name: np.array([d[name] for d in draws]) for name in SCORES})
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import subprocess
 import sys
 
 import torch
-from gradient_cases import CASES
 
 import proponent as pp
+from gradient_cases import CASES
 
 
 def one(name: str, method: str) -> None:

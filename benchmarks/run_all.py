@@ -1,14 +1,25 @@
 """All benchmarks in turn: `make bench`.
 
-Peers are measured where they are installed: cleanlab 2.9 in this environment (`pip install cleanlab==2.9.0`), pyDVL 0.10 in
-one of its own, named by PROPONENT_PEERS (it needs numpy < 2).
+Peers are measured where they are installed: cleanlab 2.9 in this environment (`pip install cleanlab==2.9.0`), those of peers.txt
+in one of their own, named by PROPONENT_PEERS (pyDVL needs numpy < 2).
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("leave_one_out.py", "knn_shapley.py", "audit_time.py", "label_errors.py", "removal.py", "kill_audit.py")
+SCRIPTS = (
+    "gradients.py",
+    "plan.py",
+    "gradient_memory.py",
+    "mislabel.py",
+    "leave_one_out.py",
+    "knn_shapley.py",
+    "audit_time.py",
+    "label_errors.py",
+    "removal.py",
+    "kill_audit.py",
+)
 
 if __name__ == "__main__":
     here = Path(__file__).parent

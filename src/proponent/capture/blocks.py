@@ -130,6 +130,10 @@ class Factors:
     def __getitem__(self, at: slice) -> Factors:
         return replace(self, a=self.a[at], g=self.g[at])
 
+    def apart(self) -> Factors:
+        """b T gradients of one position each; an example's are their sum."""
+        return replace(self, a=self.a.flatten(0, 1)[:, None], g=self.g.flatten(0, 1)[:, None])
+
     def _weight(self) -> Tensor:
         left, right = (self.a, self.g) if self.transposed else (self.g, self.a)
         if self.positions == 1:
@@ -157,6 +161,10 @@ class Lookup:
         return len(self.g)
 
     @property
+    def positions(self) -> int:
+        return self.g.shape[1]
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         return (self.vocabulary * self.g.shape[2],)
 
@@ -168,10 +176,15 @@ class Lookup:
         return (table[:, :-1].flatten(1),)
 
     def against(self, rows: Sequence[Tensor], out: Tensor) -> None:
-        step = max(1, CHUNK // self.sizes[0])
+        # Of a large table only the rows that are looked up here.
+        seen, place = torch.unique(self.tokens, return_inverse=True)
+        kept = seen[seen >= 0]
+        few = replace(self, tokens=place - (len(seen) - len(kept)), vocabulary=len(kept))
+        theirs = rows[0].unflatten(1, (self.vocabulary, -1))[:, kept].flatten(1)
+        step = max(1, CHUNK // max(1, few.sizes[0]))
         for at in range(0, len(self), step):
             part = slice(at, at + step)
-            out[:, part].addmm_(rows[0], self[part].rows()[0].T)
+            out[:, part].addmm_(theirs, few[part].rows()[0].T)
 
     def norm2(self) -> Tensor:
         same = (self.tokens[:, :, None] == self.tokens[:, None, :]) & (self.tokens[:, :, None] >= 0)
@@ -179,6 +192,10 @@ class Lookup:
 
     def __getitem__(self, at: slice) -> Lookup:
         return replace(self, tokens=self.tokens[at], g=self.g[at])
+
+    def apart(self) -> Lookup:
+        """b T gradients of one position each; an example's are their sum."""
+        return replace(self, tokens=self.tokens.flatten()[:, None], g=self.g.flatten(0, 1)[:, None])
 
 
 @dataclass(frozen=True)

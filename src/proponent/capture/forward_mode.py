@@ -16,7 +16,14 @@ from proponent.task import Task
 
 
 def along(task: Task, direction: Mapping[str, Tensor], batch: Any) -> Tensor:
-    """d/dε ℓ_i(θ + ε u) at ε = 0 for each example of a batch, which is ⟨∇ℓ_i, u⟩: (b,).
+    """d/dε ℓ_i(θ + ε u) at ε = 0 for each example of a batch, which is ⟨∇ℓ_i, u⟩: (b,). As `with_losses`."""
+    return with_losses(task, direction, batch)[1]
+
+
+def with_losses(task: Task, direction: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+    """(b,) losses ℓ_i, and their derivatives ⟨∇ℓ_i, u⟩ along one direction, from one forward pass.
+
+    An embedding's padding row, which backward passes leave without a gradient, moves along u like any other.
 
     Args:
         task: whose losses are differentiated; inside `task.watching()`.
@@ -35,7 +42,8 @@ def along(task: Task, direction: Mapping[str, Tensor], batch: Any) -> Tensor:
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # of PyTorch's own decompositions
-            made: Tensor = jvp(losses, (point,), ({k: u.view_as(point[k]) for k, u in direction.items()},))[1]
+            tangent = {k: u.to(point[k].dtype).view_as(point[k]) for k, u in direction.items()}
+            made: tuple[Tensor, Tensor] = jvp(losses, (point,), (tangent,))
     except (RuntimeError, NotImplementedError) as e:
         raise UnsupportedModel(
             f"a model without forward derivatives ({str(e).splitlines()[0]})",

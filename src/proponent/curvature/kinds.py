@@ -77,7 +77,8 @@ class Kind:
         """The second pass, in the bases of (all shards') covariances; of a shard too, to be merged with the others'."""
         rows = Rows.of(train)
         with task.watching():
-            found = spectrum(self, Capture.of(task, rows), rows, batch_size or 256, covariances)[0]
+            bases = decomposed(self, covariances)
+            found = eigenvalues(self, Capture.of(task, rows), rows, batch_size or 256, bases)[0]
             return replace(found, made_from=self.made_from(weights_mark(task)))
 
     def made_from(self, weights: str) -> dict[str, Any]:
@@ -164,11 +165,21 @@ def _wanted(block: Factors | Convolution, kind: Kind, count: int) -> float:
     return kind.positions * max(inputs, outputs) / count
 
 
-def spectrum(kind: Kind, capture: Capture, rows: Rows, batch: int, covariances: Covariances) -> tuple[Spectrum, float]:
-    """The second pass, where eigenvalues are measured; and their relative standard error, as above."""
-    found = Spectrum(covariances.bases(), covariances.means(), examples=0, separable=kind.separable)
+def decomposed(kind: Kind, covariances: Covariances) -> Spectrum:
+    """What the first pass gives: the bases, and every eigenvalue but those that the second pass measures."""
+    measured = not kind.separable and covariances.sums
+    return Spectrum(
+        covariances.bases(),
+        covariances.means(),
+        examples=0 if measured else covariances.examples,
+        separable=kind.separable,
+    )
+
+
+def eigenvalues(kind: Kind, capture: Capture, rows: Rows, batch: int, found: Spectrum) -> tuple[Spectrum, float]:
+    """The second pass, where there is one; and the eigenvalues' relative standard error, as above."""
     if kind.separable or not found.bases:
-        return replace(found, examples=covariances.examples), 0.0
+        return found, 0.0
     halves = [found, found]
     for k, at in enumerate(track(parts(kind, rows, batch), "curvature: eigenvalues")):
         examples, half = capture.task.batch(rows, at), halves[k % 2]

@@ -8,24 +8,39 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
+from torch import Tensor
 
 from proponent.attribution import Attribution, Values
 from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature.metric import Metric
-from proponent.errors import InputError, ProponentWarning
-from proponent.methods.score import Norms, Sizes, parts_of, prepare, squared_norms, stream
+from proponent.errors import InputError, ProponentWarning, did_you_mean
+from proponent.methods.score import (
+    Norms,
+    Sizes,
+    by_position,
+    directions,
+    layers_of,
+    parts_of,
+    prepare,
+    squared_norms,
+    stream,
+    stream_forward,
+)
 from proponent.methods.sinks import PARTIAL, Disk, Memory, Sink, Strongest
 from proponent.progress import track
 from proponent.rows import Rows
 from proponent.store.matrix import MatrixStore, require_memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+ENGINES = ("factors", "jvp")
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class FittedGradients:
         scale: in front of the sum: 1/n where a score predicts a change of the measurement.
         cosine: divide by the two gradients' norms.
         batch: training examples captured at once.
+        engine: "factors", or "jvp": one forward pass over the training examples per query, where the metric is 1.
         seconds: that the fit took.
         facts: kept with every result, such as the error of the curvature.
     """
@@ -78,34 +94,74 @@ class FittedGradients:
     scale: float = 1.0
     cosine: bool = False
     batch: int | None = None
+    engine: str = "factors"
     seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def score(self, query: Any, out: str | Path | None = None) -> Attribution:
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise InputError(
+                f"engine {self.engine!r}", f"one of {', '.join(ENGINES)}", did_you_mean(str(self.engine), ENGINES)
+            )
+
+    def score(self, query: Any, out: str | Path | None = None, by: Literal["layer"] | None = None) -> Attribution:
         """Scores of all training examples for queries.
 
         Args:
             query: queries, in the same form as the training examples.
             out: a path to stream the scores to, as zarr; a killed run, started again, goes on where it stopped.
+            by: "layer" adds the variable `score_by_layer` (layer, query, train), whose sum over layers is `score`. A
+                parameter that several layers share, or that no layer explains, goes by its own name.
 
         Raises:
-            InputError: the scores do not fit in memory and `out` is not given.
+            InputError: the scores do not fit in memory and `out` is not given; or they are not sums over layers.
         """
         start, queries = time.perf_counter(), Rows.of(query)
+        if by is not None:
+            return self._score_by_layer(start, queries, out, by)
         if out is not None:
             self._fill(queries, Disk(self._store(queries, out), self._rounds(queries)))
             return Attribution.load(out)
         require_memory(len(queries), len(self.train), 1)
-        precision = str(self.members[0].capture.task.precision).removeprefix("torch.")
-        memory = Memory(np.empty((len(queries), len(self.train)), precision), self._rounds(queries))
+        memory = self._memory(queries)
         self._fill(queries, memory)
-        return Attribution.of(
-            memory.score,
-            query=queries,
-            train=self.train,
-            method=self.method,
-            unit=self.unit,
-            attributes=self._facts(start) | set_aside(memory.score, queries, self.train),
+        return self._attribution(start, queries, memory.score)
+
+    def positions(self, query: Any, train: Any) -> xr.DataArray:
+        """How much of one training example's scores each of its positions gives, such as each token.
+
+        score[q, i] = Σ_t position[q, t] + without_position[q],  position[q, t] = −scale · Σ_layers ⟨G_q, P g_t a_tᵀ⟩
+
+        A position's share is what its activations and gradients in each layer add, and these depend on the others too.
+
+        Args:
+            query: queries, in the same form as the training examples.
+            train: the id of a training example.
+
+        Returns:
+            dims (query, position), with the coordinate `without_position` (query): the share of layers with another number
+            of positions, of norms and of shared parameters.
+
+        Raises:
+            InputError: an unknown id, no layer with positions, or scores that are not sums.
+        """
+        self._require_sums("positions", "score(query)")
+        queries, ids = Rows.of(query), self.train.ids.tolist()
+        if train not in ids:
+            raise InputError(
+                f"no training example {train!r}", "the id of one", did_you_mean(str(train), map(str, ids[:1000]))
+            )
+        at = ids.index(train)
+        share, rest = (np.concatenate(parts) for parts in zip(*self._positions(queries, at), strict=True))
+        return xr.DataArray(
+            share,
+            dims=("query", "position"),
+            coords={
+                "query": queries.ids,
+                "position": np.arange(share.shape[1]),
+                "without_position": ("query", rest[:, 0]),
+            },
+            attrs={"method": self.method, "unit": self.unit, "train": train},
         )
 
     def top(self, query: Any, k: int = 10) -> pd.DataFrame:
@@ -143,26 +199,90 @@ class FittedGradients:
             attributes=self._facts(start) | set_aside(value, None, self.train),
         )
 
-    def _fill(self, queries: Rows, sink: Sink) -> None:
+    def _score_by_layer(self, start: float, queries: Rows, out: Any, by: str) -> Attribution:
+        if by != "layer":
+            raise InputError(f"scores by {by!r}", "by='layer'", "leave it out for the sum over layers")
+        if out is not None:
+            raise InputError("by='layer' with out=…", "scores by layer in memory", "leave out=… out, or by='layer'")
+        self._require_sums("scores by layer", "score(query)")
+        if self.engine != "factors":
+            raise InputError("scores by layer with engine='jvp'", "engine='factors'", "forward mode gives sums only")
+        first = self.members[0]
+        with first.looked_at():
+            layers = layers_of(first.capture, queries)
+        require_memory(len(queries), len(self.train), 1 + len(layers))
+        memory = self._memory(queries, layers)
+        self._fill(queries, memory, layers)
+        made = self._attribution(
+            start, queries, memory.score.sum(0), {"score_by_layer": (("layer", "query", "train"), memory.score)}
+        )
+        names = np.array([name or type(first.capture.task.net).__name__ for name in layers], dtype=object)
+        return Attribution(made.dataset.assign_coords(layer=names))
+
+    def _memory(self, queries: Rows, layers: tuple[str, ...] = ()) -> Memory:
+        precision = str(self.members[0].capture.task.precision).removeprefix("torch.")
+        shape = (*((len(layers),) if layers else ()), len(queries), len(self.train))
+        return Memory(np.empty(shape, precision), self._rounds(queries))
+
+    def _attribution(
+        self, start: float, queries: Rows, score: Array, variables: Mapping[str, Any] | None = None
+    ) -> Attribution:
+        return Attribution.of(
+            score,
+            query=queries,
+            train=self.train,
+            method=self.method,
+            unit=self.unit,
+            variables=variables,
+            attributes=self._facts(start) | set_aside(score, queries, self.train),
+        )
+
+    def _require_sums(self, what: str, instead: str) -> None:
+        if self.cosine:
+            raise InputError(
+                f"{what} of cosines", "a score that is a sum of inner products", f"use GradDot, or {instead}"
+            )
+
+    def _positions(self, queries: Rows, at: int) -> Iterator[tuple[Array, Array]]:
+        """By chunk of queries: (q, T) and (q, 1), summed over the models."""
+        for chunk in self._query_chunks(self.members[0], queries):
+            total: list[Array] = []
+            for member in self.members:
+                with member.looked_at():
+                    prepared = prepare(member.capture, member.metric, queries[chunk], self._batch(member))
+                    made = by_position(member.capture, prepared, self.train[at : at + 1], self.scale * member.weight)
+                parts = [part.numpy(force=True) for part in made]
+                total = [x + y for x, y in zip(total, parts, strict=True)] if total else parts
+            yield parts[0], parts[1]
+
+    def _fill(self, queries: Rows, sink: Sink, layers: tuple[str, ...] = ()) -> None:
         """Hand every block of scores to the sink, one round per model and chunk of queries."""
         turn = 0
         for member in self.members:
             with member.looked_at():
                 for chunk in self._query_chunks(member, queries):
-                    self._round(member, queries, chunk, sink, turn)
+                    self._round(member, queries, chunk, sink, turn, layers)
                     turn += 1
 
-    def _round(self, member: Member, queries: Rows, chunk: slice, sink: Sink, turn: int) -> None:
-        capture, metric, batch = member.capture, member.metric, self._batch(member)
-        missing = sink.missing(turn, parts_of(self.train, batch))
+    def _round(
+        self, member: Member, queries: Rows, chunk: slice, sink: Sink, turn: int, layers: tuple[str, ...]
+    ) -> None:
+        missing = sink.missing(turn, parts_of(self.train, self._batch(member)))
         if not missing:
             return
-        prepared = prepare(capture, metric, queries[chunk], batch)
-        norms = self._norms(member, queries[chunk], batch)
-        scale = 1.0 if self.cosine else self.scale * member.weight
-        made = stream(capture, prepared, self.train, missing, scale, norms)
+        made = self._stream(member, queries[chunk], missing, layers)
         for at, scores in track(made, f"{self.method}: training examples", total=len(missing)):
             sink.add(turn, chunk, at, scores)
+
+    def _stream(
+        self, member: Member, query: Rows, parts: list[slice], layers: tuple[str, ...]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        capture, batch = member.capture, self._batch(member)
+        scale = 1.0 if self.cosine else self.scale * member.weight
+        if self.engine == "jvp":
+            return stream_forward(capture, directions(capture, query, batch), self.train, parts, scale)
+        queries = prepare(capture, member.metric, query, batch, layers)
+        return stream(capture, queries, self.train, parts, scale, self._norms(member, query, batch))
 
     def _norms(self, member: Member, queries: Rows, batch: int) -> Norms | None:
         """Where cosines are wanted."""
@@ -177,7 +297,8 @@ class FittedGradients:
         return len(self._query_chunks(self.members[0], queries))
 
     def _query_chunks(self, member: Member, queries: Rows) -> list[slice]:
-        return parts_of(queries, member.sizes.queries(member.metric.keeps_factors))
+        factors = member.metric.keeps_factors and self.engine == "factors"
+        return parts_of(queries, member.sizes.queries(factors))
 
     def _batch(self, member: Member) -> int:
         return self.batch or member.sizes.batch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from proponent.capture.gradients import Capture
 from proponent.curvature.metric import Identity
@@ -31,15 +31,19 @@ class GradDot:
 
     Args:
         batch_size: training examples captured at once; found from their size by default. No result depends on it.
+        engine: "factors" takes every training example's gradient once, for all queries. "jvp" differentiates the training
+            losses along each query's gradient: one forward pass over the training examples per query and no backward pass.
+            It is for a few queries of a model whose gradients would be taken one by one, and for checking "factors".
 
     Raises:
         InputError: the data are not what the loss wants; said before the long loop.
-        UnsupportedModel: no example has a gradient of its own.
+        UnsupportedModel: no example has a gradient of its own; or, with "jvp", the model no forward derivative.
 
     Source: Charpiat et al., Input similarity from the neural network perspective, NeurIPS 2019.
     """
 
     batch_size: int | None = None
+    engine: Literal["factors", "jvp"] = "factors"
 
     def fit(self, task: Task, train: Any) -> FittedGradients:
         """Find out how the model's gradients are taken, and check it on two examples.
@@ -49,7 +53,12 @@ class GradDot:
             train: (inputs …, targets), a mapping of arrays, a dataset, a DataLoader or Examples.
         """
         return fitted(
-            self, task, train, "GradDot", "⟨gradients⟩: change of the measurement per learning rate; a ranking"
+            self,
+            task,
+            train,
+            "GradDot",
+            "⟨gradients⟩: change of the measurement per learning rate; a ranking",
+            engine=self.engine,
         )
 
 
@@ -81,7 +90,9 @@ class GradCos:
         return fitted(self, task, train, "GradCos", "cosine of the gradients: a ranking", cosine=True)
 
 
-def fitted(spec: Any, task: Task, train: Any, method: str, unit: str, cosine: bool = False) -> FittedGradients:
+def fitted(
+    spec: Any, task: Task, train: Any, method: str, unit: str, cosine: bool = False, engine: str = "factors"
+) -> FittedGradients:
     """One model, gradients compared as they are."""
     start, rows = time.perf_counter(), Rows.of(train)
     with task.watching():
@@ -89,11 +100,12 @@ def fitted(spec: Any, task: Task, train: Any, method: str, unit: str, cosine: bo
         sizes = Sizes.of(capture, rows)
     return FittedGradients(
         method=method,
-        settings=task.settings(),
+        settings=task.settings() | {"engine": engine},
         unit=unit,
         train=rows,
         members=[Member(capture, Identity(), sizes)],
         cosine=cosine,
         batch=spec.batch_size,
+        engine=engine,
         seconds=time.perf_counter() - start,
     )

@@ -13,7 +13,7 @@ from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature.damping import Damping, damping_of
 from proponent.curvature.fisher import InverseFisher, shortcut_errors
-from proponent.curvature.kinds import KINDS, Kind, covariances, spectrum
+from proponent.curvature.kinds import KINDS, Kind, covariances, decomposed, eigenvalues
 from proponent.curvature.metric import Identity, Metric
 from proponent.curvature.spectrum import Spectrum
 from proponent.errors import FingerprintMismatch, InputError, ProponentWarning, did_you_mean
@@ -86,7 +86,7 @@ def _metric(
             )
     else:
         sums, first = covariances(curvature, capture, rows, batch)
-        found, second = spectrum(curvature, capture, rows, batch, sums)
+        found, second = eigenvalues(curvature, capture, rows, batch, decomposed(curvature, sums))
         found = replace(found, made_from=curvature.made_from(mark))
         facts["curvature_error"] = {"covariances": round(first, 5), "eigenvalues": round(second, 5)}
     blocks = _some_blocks(capture, rows)

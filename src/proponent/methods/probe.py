@@ -10,7 +10,7 @@ from typing import Any
 from proponent.capture.gradients import Capture
 from proponent.curvature.damping import damping_of
 from proponent.curvature.fisher import InverseFisher
-from proponent.curvature.kinds import KINDS, covariances, spectrum
+from proponent.curvature.kinds import KINDS, covariances, decomposed, eigenvalues
 from proponent.curvature.metric import Identity, Metric
 from proponent.methods.influence_gradients import single_positions
 from proponent.methods.plan import influence_of, timed
@@ -124,9 +124,9 @@ class Probe:
         kind, spec, few = KINDS[name](), influence_of(name, options), self._few
         first = self._each(lambda rows: covariances(kind, self.capture, rows, self.batch))
         sums = covariances(kind, self.capture, few, self.batch)[0]
-        turning, _ = timed(sums.bases)
-        passed, found = timed(lambda: spectrum(kind, self.capture, few, self.batch, sums)[0])
-        second = max(0.0, passed - turning) / len(few)
+        turning, found = timed(lambda: decomposed(kind, sums))
+        second = self._each(lambda rows: eigenvalues(kind, self.capture, rows, self.batch, found))
+        found = eigenvalues(kind, self.capture, few, self.batch, found)[0]
         single = single_positions(self.capture, few)
         inverting, metric = timed(
             lambda: InverseFisher.of(

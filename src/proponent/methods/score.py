@@ -7,16 +7,19 @@ A measurement that is minus the loss has ψ = ∇ℓ, so a proponent's score is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proponent.capture.blocks import Block, Factors, concatenate
+from proponent.capture.blocks import Block, Factors, Lookup, concatenate
+from proponent.capture.forward_mode import with_losses
 from proponent.capture.gradients import Capture
 from proponent.curvature.metric import Metric, Prepared
+from proponent.errors import InputError
 from proponent.rows import Rows
 
 CACHED = 2**25
@@ -38,16 +41,65 @@ class Queries:
     Args:
         blocks: by block name.
         count: q.
-        finite: (q,) whether the query's measurement and gradient are finite.
+        finite: (q,) whether the query's measurement is finite.
+        layers: names of blocks whose products are kept apart; where there are none, they are added up.
     """
 
     blocks: dict[str, Prepared]
     count: int
     finite: Tensor
+    layers: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the products with one training example: (q,), or (layers, q)."""
+        return (len(self.layers), self.count) if self.layers else (self.count,)
+
+    def meet(self, name: str, block: Block, out: Tensor) -> None:
+        """out (*shape, b) += the products with one block."""
+        if name in self.blocks:
+            self.blocks[name].add(block, out[self.layers.index(name)] if self.layers else out)
 
 
-def prepare(capture: Capture, metric: Metric, query: Rows, batch: int) -> Queries:
+@dataclass(frozen=True)
+class Directions:
+    """Gradients of the measurements of q queries, as directions in which losses are differentiated.
+
+    Args:
+        rows: (q, P) by parameter name.
+        finite: (q,) whether the query's measurement is finite.
+    """
+
+    rows: Mapping[str, Tensor]
+    finite: Tensor
+
+
+def prepare(capture: Capture, metric: Metric, query: Rows, batch: int, layers: tuple[str, ...] = ()) -> Queries:
     """The query side: captured batch by batch, multiplied by the metric's curvature once."""
+    finite, blocks = _gathered(capture, query, batch)
+    return Queries({k: metric.prepare(k, block) for k, block in blocks.items()}, len(query), finite, layers)
+
+
+def directions(capture: Capture, query: Rows, batch: int) -> Directions:
+    """The query side in forward mode."""
+    finite, blocks = _gathered(capture, query, batch)
+    rows: dict[str, Tensor] = {}
+    for block in blocks.values():
+        for name, part in zip(block.names, block.rows(), strict=True):
+            rows[name] = rows[name] + part if name in rows else part
+    return Directions(rows, finite)
+
+
+def layers_of(capture: Capture, query: Rows) -> tuple[str, ...]:
+    """Names of the blocks in which queries have gradients, in the order of the model's parameters."""
+    task = capture.task
+    _, blocks = capture.gradients(task.batch(query, slice(0, 1)), task.measurements)
+    order = list(task.selected())
+    return tuple(sorted(blocks, key=lambda name: order.index(blocks[name].names[0])))
+
+
+def _gathered(capture: Capture, query: Rows, batch: int) -> tuple[Tensor, dict[str, Block]]:
+    """(q,) whether each measurement is finite, and the measurements' gradients."""
     task = capture.task
     gathered: dict[str, list[Block]] = {}
     values = []
@@ -56,8 +108,7 @@ def prepare(capture: Capture, metric: Metric, query: Rows, batch: int) -> Querie
         values.append(value)
         for name, block in blocks.items():
             gathered.setdefault(name, []).append(block)
-    prepared = {name: metric.prepare(name, concatenate(parts)) for name, parts in gathered.items()}
-    return Queries(prepared, len(query), torch.cat(values).isfinite())
+    return torch.cat(values).isfinite(), {name: concatenate(parts) for name, parts in gathered.items()}
 
 
 def stream(
@@ -65,13 +116,15 @@ def stream(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of columns of scale · ⟨ψ(q), P φ(i)⟩: (training examples, (q, b)), over both norms where these are given.
 
+    Where the queries keep layers apart, a block is (layers, q, b).
+
     What is not finite is NaN. The next block overwrites the scores of this one.
     """
     task, held = capture.task, torch.empty(0)
     for at in parts:
         batch = task.batch(train, at)
-        if held.shape != (queries.count, at.stop - at.start):
-            held = torch.empty((queries.count, at.stop - at.start), dtype=task.precision, device=task.device)
+        if held.shape != (*queries.shape, at.stop - at.start):
+            held = torch.empty((*queries.shape, at.stop - at.start), dtype=task.precision, device=task.device)
         out = held.zero_()
         own = torch.zeros(at.stop - at.start, dtype=out.dtype, device=out.device)
         losses = capture.each(batch, task.losses, _meet(queries, out, norms, own))
@@ -80,6 +133,52 @@ def stream(
             out /= norms.query[:, None] * own.sqrt()
         _set_aside(out, queries.finite, losses.isfinite())
         yield at, out
+
+
+def stream_forward(
+    capture: Capture, queries: Directions, train: Rows, parts: Iterable[slice], scale: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """As `stream` with P = 1, by one forward pass per query and no backward pass: for few queries, on any architecture.
+
+    ⟨∇m_q, ∇ℓ_i⟩ is the derivative of ℓ_i along ∇m_q.
+    """
+    task, count = capture.task, len(queries.finite)
+    for at in parts:
+        batch = task.batch(train, at)
+        made = [with_losses(task, {k: r[q] for k, r in queries.rows.items()}, batch) for q in range(count)]
+        out = torch.stack([slopes for _, slopes in made]).to(task.precision).mul_(-scale)
+        _set_aside(out, queries.finite, made[0][0].isfinite())
+        yield at, out
+
+
+def by_position(capture: Capture, queries: Queries, train: Rows, scale: float) -> tuple[Tensor, Tensor]:
+    """scale · ⟨ψ(q), P φ(i)⟩ of one training example, position by position, (q, T), and what has no position, (q, 1).
+
+    T is the number of positions that most layers have. A layer's gradient is a sum over its positions, so each of them is
+    met like an example of one position.
+
+    Raises:
+        InputError: no layer has positions.
+    """
+    task = capture.task
+    losses, blocks = capture.gradients(task.batch(train, slice(0, 1)), task.losses)
+    counts = Counter(b.positions for b in blocks.values() if isinstance(b, Factors | Lookup) and b.positions > 1)
+    if not counts:
+        raise InputError(
+            "a training example without positions in any layer",
+            "a linear layer or an embedding at several positions, such as tokens",
+            "use score(query)",
+        )
+    positions = counts.most_common(1)[0][0]
+    own, rest = (torch.zeros(*queries.shape, size, dtype=task.precision, device=task.device) for size in (positions, 1))
+    for name, block in blocks.items():
+        if isinstance(block, Factors | Lookup) and block.positions == positions:
+            queries.meet(name, block.apart(), own)
+        else:
+            queries.meet(name, block, rest)
+    for out in (own.mul_(-scale), rest.mul_(-scale)):
+        _set_aside(out, queries.finite, losses.isfinite().expand(out.shape[-1]))
+    return own, rest
 
 
 @dataclass(frozen=True)
@@ -99,8 +198,7 @@ def _meet(queries: Queries, out: Tensor, norms: Norms | None, own: Tensor) -> Ca
     """Adds each block's products to `out` and, for cosines, its squared norms to `own`."""
 
     def meet(name: str, block: Block) -> None:
-        if name in queries.blocks:
-            queries.blocks[name].add(block, out)
+        queries.meet(name, block, out)
         if norms is not None:
             own.add_(norms.metric.norm2(name, block))
 
@@ -109,9 +207,9 @@ def _meet(queries: Queries, out: Tensor, norms: Norms | None, own: Tensor) -> Ca
 
 def _set_aside(scores: Tensor, queries: Tensor, train: Tensor) -> None:
     if not bool(queries.all()):
-        scores[~queries] = torch.nan
+        scores[..., ~queries, :] = torch.nan
     if not bool(train.all()):
-        scores[:, ~train] = torch.nan
+        scores[..., ~train] = torch.nan
     if not bool(scores.sum().isfinite()):  # a loss may be finite where its gradient is not
         scores.masked_fill_(~scores.isfinite(), torch.nan)
 

@@ -29,10 +29,10 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Memory:
-    """The matrix (q, n): the first model's rounds write, further models' rounds add.
+    """The matrix (q, n), or one for each layer: the first model's rounds write, further models' rounds add.
 
     Args:
-        score: (q, n), not initialised: each page of a large matrix is touched once.
+        score: (…, q, n), not initialised: each page of a large matrix is touched once.
         rounds: of the first model.
     """
 
@@ -43,7 +43,7 @@ class Memory:
         return list(parts)
 
     def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None:
-        here = torch.from_numpy(self.score)[queries, train]
+        here = torch.from_numpy(self.score)[..., queries, train]
         if turn < self.rounds:
             here.copy_(scores)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ class TracIn:
             state dicts. Each is read once per pass over the training set.
         learning_rates: η at each checkpoint, or one for all. By default the safetensors metadata's "learning_rate".
         batch_size: training examples captured at once; found from their size by default.
+        engine: "factors" or "jvp", as in `GradDot`.
 
     Raises:
         InputError: a learning rate is missing, or a checkpoint does not fit the model.
@@ -52,6 +53,7 @@ class TracIn:
     checkpoints: Sequence[str | Path | Mapping[str, Any]]
     learning_rates: float | Sequence[float] | None = None
     batch_size: int | None = None
+    engine: Literal["factors", "jvp"] = "factors"
 
     def fit(self, task: Task, train: Any) -> FittedGradients:
         """Check every checkpoint's fit to the model, on a copy of it.
@@ -72,11 +74,12 @@ class TracIn:
         ]
         return FittedGradients(
             method="TracIn",
-            settings=task.settings() | {"learning_rates": rates, "checkpoints": len(rates)},
+            settings=task.settings() | {"learning_rates": rates, "checkpoints": len(rates), "engine": self.engine},
             unit="Σ learning rate × ⟨gradients⟩ over checkpoints: a ranking",
             train=rows,
             members=members,
             batch=self.batch_size,
+            engine=self.engine,
             seconds=time.perf_counter() - start,
         )
 
