@@ -253,7 +253,7 @@ class FittedGradients:
                     made = by_position(member.capture, prepared, self.train[at : at + 1], self.scale * member.weight)
                 parts = [part.numpy(force=True) for part in made]
                 total = [x + y for x, y in zip(total, parts, strict=True)] if total else parts
-            yield parts[0], parts[1]
+            yield total[0], total[1]
 
     def _fill(self, queries: Rows, sink: Sink, layers: tuple[str, ...] = ()) -> None:
         """Hand every block of scores to the sink, one round per model and chunk of queries."""
