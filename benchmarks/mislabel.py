@@ -35,8 +35,7 @@ from torch.nn import functional as F
 import proponent as pp
 from gradient_cases import fashion, mlp
 
-N, CLASSES, RATE, FOLDS, CHECKPOINTS, NEIGHBOURS = 5_000, 10, 0.1, 5, 10, 20
-LEARNING_RATE, MOMENTUM, BATCH = 0.01, 0.9, 64
+N, CLASSES, RATE, FOLDS, CHECKPOINTS, NEIGHBOURS, LEARNING_RATE = 5_000, 10, 0.1, 5, 10, 20, 0.01
 State = dict[str, Tensor]
 
 
@@ -56,14 +55,13 @@ class Run:
     @property
     def checkpoints(self) -> list[State]:
         """Ten at most, evenly spaced, the last among them."""
-        step = max(1, len(self.states) // CHECKPOINTS)
-        return list(self.states[step - 1 :: step])
+        step = -(-len(self.states) // CHECKPOINTS)
+        return list(self.states[::-1][::step][::-1])
 
 
 def draw(seed: int) -> tuple[Tensor, Tensor, Any]:
     """Images, labels with a tenth of them wrong, and where."""
-    x, y = fashion("train", 60_000)
-    random = np.random.default_rng(seed)
+    (x, y), random = fashion("train", 60_000), np.random.default_rng(seed)
     at = random.permutation(len(x))[:N]
     x, y, wrong = x[at], y[at].clone(), np.zeros(N, bool)
     chosen = random.permutation(N)[: round(RATE * N)]
@@ -76,9 +74,9 @@ def trained(x: Tensor, y: Tensor, seed: int, epochs: int) -> list[State]:
     """The weights after each epoch."""
     torch.manual_seed(seed)
     model, order, states = mlp(), torch.Generator().manual_seed(seed), []
-    optimiser = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    optimiser = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
     for _ in range(epochs):
-        for at in torch.randperm(len(x), generator=order).split(BATCH):
+        for at in torch.randperm(len(x), generator=order).split(64):
             optimiser.zero_grad()
             F.cross_entropy(model(x[at]), y[at]).backward()
             optimiser.step()
@@ -113,12 +111,9 @@ def ekfac(curvature: Any = None) -> Any:
     return pp.Influence(curvature=curvature or pp.EKFAC(), damping=pp.Damping(0.1, scale="mean"), shortcut=0.0)
 
 
-def selfs(fitted: Any) -> Tensor:
-    return torch.as_tensor(fitted.self_influence().dataset.value.values)
-
-
 def self_influence(run: Run, method: Any, parameters: str = "*") -> Tensor:
-    return selfs(method.fit(pp.Task(run.model, parameters=parameters), (run.x, run.y)))
+    fitted = method.fit(pp.Task(run.model, parameters=parameters), (run.x, run.y))
+    return torch.as_tensor(fitted.self_influence().dataset.value.values)
 
 
 def per_class(values: Tensor, y: Tensor) -> Tensor:
@@ -142,9 +137,9 @@ def pull(model: Any, batch: Any) -> Tensor:
 
 def scaled(z: Tensor, y: Tensor, onto: Tensor | float = 0.0) -> Tensor:
     """onto + β z, β > 0 of largest likelihood of the labels."""
-    spread = z.std()
-    found = minimize_scalar(lambda b: float(nll(onto + z / spread * b, y).mean()), bounds=(0, 20), method="bounded")
-    return onto + z / spread * float(found.x)
+    z = z / z.std()
+    found = minimize_scalar(lambda b: float(nll(onto + b * z, y).mean()), bounds=(0, 20), method="bounded")
+    return onto + float(found.x) * z
 
 
 def direction(fitted: Any, whole: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -158,33 +153,32 @@ def direction(fitted: Any, whole: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 
 def evidence(run: Run, steps: int, curvature: bool = True) -> Tensor:
     """The loss at what all other examples' gradients say; see the head of this file."""
-    model, every = run.model, torch.eye(CLASSES)
-    task, residuals = pp.Task(model, loss=pull), every[run.y] - 1 / CLASSES
-    train, point = (run.x, residuals), dict(model.named_parameters())
-    fitted = (ekfac(pp.EKFAC(fisher="empirical")) if curvature else pp.GradDot()).fit(task, train)
-    own = selfs(fitted).float()[:, None] / fitted.scale / (1 - 1 / CLASSES)  # ‖e(y) − 1/C‖² = 1 − 1/C
+    model, labels = run.model, F.one_hot(run.y, CLASSES).float()
+    point, residuals = dict(model.named_parameters()), labels - 1 / CLASSES
+    method = ekfac(pp.EKFAC(fisher="empirical")) if curvature else pp.GradDot()
+    fitted = method.fit(pp.Task(model, loss=pull), (run.x, residuals))
+    own = torch.tensor(fitted.self_influence().dataset.value.values)[:, None].float()
+    own /= fitted.scale * (1 - 1 / CLASSES)  # the residual's square is 1 − 1/C
     z: Tensor | float = 0.0
     for _ in range(steps):
         pulled = direction(fitted, (run.x[None], residuals[None]))
         along = {k: -pulled[k].view_as(v) for k, v in point.items()}
         said = jvp(lambda p: functional_call(model, p, run.x), (point,), (along,))[1].detach()
         z = scaled(said - own * residuals, run.y, onto=z)
-        residuals = every[run.y] - z.softmax(1)
+        residuals = labels - z.softmax(1)
     return nll(z, run.y)
 
 
 def neighbours(run: Run) -> Tensor:
-    """−log of the share of the given label among the nearest images, by cosine of centred pixels."""
+    """−log of the share of the given label among the nearest images, by cosine of centred pixels; no model."""
     x = F.normalize(run.x - run.x.mean(0))
     near = (x @ x.T).fill_diagonal_(-2).topk(NEIGHBOURS).indices
-    share = ((run.y[near] == run.y[:, None]).sum(1) + 1) / (NEIGHBOURS + CLASSES)
-    return -share.log()
+    return -(((run.y[near] == run.y[:, None]).sum(1) + 1) / (NEIGHBOURS + CLASSES)).log()
 
 
 def out_of_fold(run: Run, averaged: bool = False) -> Tensor:
     """The loss under the model of five that did not see the example; averaged over its checkpoints where wanted."""
-    fold = torch.from_numpy(np.random.default_rng(run.seed).permutation(N) % FOLDS)
-    found = torch.empty(N)
+    fold, found = torch.from_numpy(np.random.default_rng(run.seed).permutation(N) % FOLDS), torch.empty(N)
     for k in range(FOLDS):
         held, rest = fold == k, fold != k
         part = Run(run.x[held], run.y[held], 0, trained(run.x[rest], run.y[rest], run.seed + k, len(run.states)))
@@ -192,8 +186,7 @@ def out_of_fold(run: Run, averaged: bool = False) -> Tensor:
     return found
 
 
-Score = Callable[[Run], Tensor]
-SCORES: dict[str, Score] = {
+SCORES: dict[str, Callable[[Run], Tensor]] = {
     "plain loss": loss,
     "margin": margin,
     "self-influence, GradDot": lambda run: self_influence(run, pp.GradDot()),
@@ -217,11 +210,10 @@ SCORES: dict[str, Score] = {
 }
 
 
-def judged(score: Score, run: Run, wrong: Any) -> tuple[float, float, float]:
+def judged(score: Callable[[Run], Tensor], run: Run, wrong: Any) -> tuple[float, float, float]:
     """AUROC, the fraction of wrong labels found in the first tenth, and seconds."""
     start = time.perf_counter()
-    values = score(run).numpy()
-    seconds = time.perf_counter() - start
+    values, seconds = score(run).numpy(), time.perf_counter() - start
     first = np.argsort(-values, kind="stable")[: len(wrong) // 10]
     return float(roc_auc_score(wrong, values)), float(wrong[first].sum() / wrong.sum()), seconds
 

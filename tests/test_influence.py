@@ -115,7 +115,7 @@ def test_attribute_chooses_and_says_why(monkeypatch):
     assert "two Newton steps" in attribute(LogisticRegression(), (X, s), (Q, t)).dataset.attrs["reason"]
     forest = attribute(RandomForestClassifier(5, random_state=0), (X, s), (Q, t))
     assert "a RandomForestClassifier has no exact leave-one-out" in forest.dataset.attrs["reason"]
-    monkeypatch.setattr("proponent.methods.auto.SECOND_STEP_LIMIT", 10)
+    monkeypatch.setattr("proponent.methods.recipes.SECOND_STEP_LIMIT", 10)
     assert "one Newton step" in attribute(LogisticRegression(), (X, s), (Q, t)).dataset.attrs["reason"]
     assert attribute(LogisticRegression(), (X, s), (Q, t), method="influence").method == "Influence"
     with pytest.raises(InputError, match="did you mean 'influence'"):
