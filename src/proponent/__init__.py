@@ -20,6 +20,7 @@ _HOMES = {
     "InputError": "proponent.errors",
     "KFAC": "proponent.curvature.kinds",
     "KNNShapley": "proponent.methods.knn_shapley",
+    "LabelEvidence": "proponent.methods.label_evidence",
     "LeaveOneOut": "proponent.methods.leave_one_out",
     "MissingExtra": "proponent.errors",
     "NotConverged": "proponent.errors",

@@ -40,6 +40,31 @@ def one_by_one(task: Task, names: Iterable[str], batch: Any, of: Callable[[Any],
     return {name: torch.stack(parts) for name, parts in rows.items()}
 
 
+def gradient_sum(task: Task, batches: Iterable[Any], of: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+    """∂ Σ of(example)/∂parameter over all batches, by name: plain backward passes.
+
+    Args:
+        task: whose model is differentiated; inside `task.watching()`.
+        batches: of examples.
+        of: a batch → (b,) losses or measurements.
+    """
+    chosen = task.selected()
+    flags = {p: p.requires_grad for p in chosen.values()}
+    total = {name: torch.zeros_like(p) for name, p in chosen.items()}
+    try:
+        for p in flags:
+            p.requires_grad_(True)
+        for batch in batches:
+            with torch.enable_grad():
+                grads = _grads(of(batch).sum(), list(chosen.values()))
+            for held, grad in zip(total.values(), grads, strict=True):
+                held += grad
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+    return total
+
+
 def one(batch: Any, i: int) -> Any:
     """The i-th example of a batch, as a batch of one."""
     b = length(batch)

@@ -25,6 +25,9 @@ from proponent.rows import Rows, length
 from proponent.task import Task
 
 Fisher = Literal["sampled", "exact", "empirical"]
+FEWEST = 400
+"""Examples that a curvature is fitted to, where there are as many."""
+
 PIECES = 32
 """Stretches of the training set that a subset is taken from, evenly spread."""
 
@@ -39,9 +42,9 @@ class Kind:
             at the targets as they are, which is another matrix.
         examples: how many training examples it is fitted to, spread evenly over them; all by default.
         seed: of the drawn targets.
-        positions: of layers with several positions, how many for each of a layer's inputs or outputs the covariances are
-            made of, spread evenly; a covariance of 100 per input is within about a tenth of all positions'. None takes
-            all. Only the bases depend on it: eigenvalues are measured on everything.
+        positions: where every layer has several positions an example (tokens, pixels), how many of them for each of a
+            layer's inputs or outputs are enough to fit to, and so how many examples, spread evenly; never fewer than 400.
+            None takes all. The standard error that this leaves is kept with the result as `curvature_error`.
     """
 
     fisher: Fisher = "sampled"
@@ -133,7 +136,7 @@ KINDS: dict[str, type[Kind]] = {"ekfac": EKFAC, "kfac": KFAC, "diagonal": Diagon
 def covariances(kind: Kind, capture: Capture, rows: Rows, batch: int) -> tuple[Covariances, float]:
     """The first pass, and the relative standard error of its sums: by how much two halves of the examples differ."""
     halves = [Covariances(), Covariances()]
-    stretches = parts(kind, rows, batch)
+    stretches = parts(_enough(kind, capture, rows), rows, batch)
     count = sum(at.stop - at.start for at in stretches)
     for k, at in enumerate(track(stretches, "curvature: covariances")):
         examples = capture.task.batch(rows, at)
@@ -158,36 +161,44 @@ def _counted(own: Covariances, blocks: dict[str, Any], kind: Kind, count: int, t
 
 def _wanted(block: Factors | Convolution, kind: Kind, count: int) -> float:
     """Positions an example."""
-    if kind.positions is None:
-        return float("inf")
-    inputs = math.prod(block.kernel) * block.x.shape[1] if isinstance(block, Convolution) else block.a.shape[2]
-    outputs = block.g.shape[1] if isinstance(block, Convolution) else block.g.shape[2]
-    return kind.positions * max(inputs, outputs) / count
+    return float("inf") if kind.positions is None else kind.positions * max(*_sides(block)) / count
+
+
+def _sides(block: Factors | Convolution) -> tuple[int, int]:
+    if isinstance(block, Convolution):
+        return math.prod(block.kernel) * block.x.shape[1], block.g.shape[1]
+    return block.a.shape[2], block.g.shape[2]
+
+
+def _enough(kind: Kind, capture: Capture, rows: Rows) -> Kind:
+    """With as many examples as `positions` asks for."""
+    if kind.positions is None or not kind.kronecker:
+        return kind
+    _, blocks = capture.gradients(capture.task.batch(rows, slice(0, 1)), capture.task.losses)
+    layers = [b for b in blocks.values() if isinstance(b, Factors | Convolution) and b.weight]
+    needed = [
+        kind.positions * max(*_sides(b)) / b.g.flatten(2).shape[2 if isinstance(b, Convolution) else 1] for b in layers
+    ]
+    return replace(kind, examples=min(kind.examples or len(rows), max(FEWEST, math.ceil(max(needed, default=0)))))
 
 
 def decomposed(kind: Kind, covariances: Covariances) -> Spectrum:
     """What the first pass gives: the bases, and every eigenvalue but those that the second pass measures."""
-    measured = not kind.separable and covariances.sums
-    return Spectrum(
-        covariances.bases(),
-        covariances.means(),
-        examples=0 if measured else covariances.examples,
-        separable=kind.separable,
-    )
+    if covariances.sums and not kind.separable:
+        return Spectrum(covariances.bases())
+    return Spectrum(covariances.bases(), covariances.means(), examples=covariances.examples, separable=kind.separable)
 
 
 def eigenvalues(kind: Kind, capture: Capture, rows: Rows, batch: int, found: Spectrum) -> tuple[Spectrum, float]:
     """The second pass, where there is one; and the eigenvalues' relative standard error, as above."""
-    if kind.separable or not found.bases:
+    if found.others or kind.separable:
         return found, 0.0
     halves = [found, found]
-    for k, at in enumerate(track(parts(kind, rows, batch), "curvature: eigenvalues")):
+    for k, at in enumerate(track(parts(_enough(kind, capture, rows), rows, batch), "curvature: eigenvalues")):
         examples, half = capture.task.batch(rows, at), halves[k % 2]
         squares = half.squares
         for blocks in targets(kind, capture, examples, at.start):
-            squares = added(
-                squares, {n: (basis.squares(blocks[n]),) for n, basis in found.bases.items() if n in blocks}
-            )
+            squares = added(squares, {name: found.squares_of(name, block) for name, block in blocks.items()})
         halves[k % 2] = replace(half, squares=squares, examples=half.examples + length(examples))
     return halves[0].merge(halves[1]), _disagreement(*halves)
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proponent.capture.blocks import Block
+from proponent.curvature import diagonal
 from proponent.curvature.kronecker import Basis, Covariance
 from proponent.errors import InputError
 
@@ -66,8 +68,8 @@ class Spectrum:
 
     Args:
         bases: by block name.
-        others: E[G²] of the blocks without a basis, (P,) for each part.
-        squares: Σ over examples of (Q_Sᵀ G Q_A)², (O, I′), of the blocks with one.
+        others: E[G²] of the blocks without a basis, (P,) for each part, where they come from the first pass.
+        squares: Σ over examples of the second pass: of (Q_Sᵀ G Q_A)², (O, I′), and of G² for blocks without a basis.
         examples: that were summed.
         made_from: what it was made of; reuse for another model is refused.
         separable: eigenvalues are σ_j α_k, as in K-FAC, not measured.
@@ -98,7 +100,7 @@ class Spectrum:
         """Of one block: E[G²] in its basis, or by parameter."""
         if name in self.others:
             return tuple(self.others[name])
-        if self.separable:
+        if self.separable and name in self.bases:
             return (self.bases[name].products,)
         return tuple(s / max(1, self.examples) for s in self.squares[name])
 
@@ -150,7 +152,11 @@ class Spectrum:
 
     def names(self) -> list[str]:
         """Of all blocks."""
-        return [*self.bases, *self.others]
+        return [*self.bases, *(n for n in {**self.others, **self.squares} if n not in self.bases)]
+
+    def squares_of(self, name: str, block: Block) -> tuple[Tensor, ...]:
+        """Σ over a batch: what `squares` adds up."""
+        return (self.bases[name].squares(block),) if name in self.bases else diagonal.squares(block)
 
     def parts(self) -> list[Tensor]:
         """Every measured eigenvalue."""
