@@ -10,6 +10,7 @@ from pathlib import Path
 
 SCRIPTS = (
     "gradients.py",
+    "ekfac_accuracy.py",
     "plan.py",
     "gradient_memory.py",
     "mislabel.py",

@@ -133,11 +133,17 @@ class Diagonal(Kind):
 KINDS: dict[str, type[Kind]] = {"ekfac": EKFAC, "kfac": KFAC, "diagonal": Diagonal}
 
 
-def covariances(kind: Kind, capture: Capture, rows: Rows, batch: int) -> tuple[Covariances, float]:
-    """The first pass, and the relative standard error of its sums: by how much two halves of the examples differ."""
+def covariances(
+    kind: Kind, capture: Capture, rows: Rows, batch: int, of: int | None = None
+) -> tuple[Covariances, float]:
+    """The first pass, and the relative standard error of its sums: by how much two halves of the examples differ.
+
+    Args:
+        of: how many examples there are in all, where `rows` are some of them.
+    """
     halves = [Covariances(), Covariances()]
-    stretches = parts(_enough(kind, capture, rows), rows, batch)
-    count = sum(at.stop - at.start for at in stretches)
+    stretches = parts(enough(kind, capture, rows), rows, batch)
+    count = of or sum(at.stop - at.start for at in stretches)
     for k, at in enumerate(track(stretches, "curvature: covariances")):
         examples = capture.task.batch(rows, at)
         own = Covariances(examples=length(examples))
@@ -170,7 +176,7 @@ def _sides(block: Factors | Convolution) -> tuple[int, int]:
     return block.a.shape[2], block.g.shape[2]
 
 
-def _enough(kind: Kind, capture: Capture, rows: Rows) -> Kind:
+def enough(kind: Kind, capture: Capture, rows: Rows) -> Kind:
     """With as many examples as `positions` asks for."""
     if kind.positions is None or not kind.kronecker:
         return kind
@@ -179,7 +185,9 @@ def _enough(kind: Kind, capture: Capture, rows: Rows) -> Kind:
     needed = [
         kind.positions * max(*_sides(b)) / b.g.flatten(2).shape[2 if isinstance(b, Convolution) else 1] for b in layers
     ]
-    return replace(kind, examples=min(kind.examples or len(rows), max(FEWEST, math.ceil(max(needed, default=0)))))
+    return replace(
+        kind, examples=min(kind.examples or len(rows), max(FEWEST, math.ceil(max(needed, default=len(rows)))))
+    )
 
 
 def decomposed(kind: Kind, covariances: Covariances) -> Spectrum:
@@ -194,7 +202,7 @@ def eigenvalues(kind: Kind, capture: Capture, rows: Rows, batch: int, found: Spe
     if found.others or kind.separable:
         return found, 0.0
     halves = [found, found]
-    for k, at in enumerate(track(parts(_enough(kind, capture, rows), rows, batch), "curvature: eigenvalues")):
+    for k, at in enumerate(track(parts(enough(kind, capture, rows), rows, batch), "curvature: eigenvalues")):
         examples, half = capture.task.batch(rows, at), halves[k % 2]
         squares = half.squares
         for blocks in targets(kind, capture, examples, at.start):

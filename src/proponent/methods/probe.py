@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from proponent.capture.gradients import Capture
 from proponent.curvature.damping import damping_of
 from proponent.curvature.fisher import InverseFisher
-from proponent.curvature.kinds import KINDS, covariances, decomposed, eigenvalues
+from proponent.curvature.kinds import KINDS, covariances, decomposed, eigenvalues, enough
 from proponent.curvature.metric import Identity, Metric
 from proponent.methods.influence_gradients import single_positions
 from proponent.methods.plan import influence_of, timed
@@ -20,6 +22,9 @@ from proponent.task import Task
 
 BATCHES = 2
 """That are timed, after one that warms up."""
+
+TOUCHED = 2**25
+"""Bytes of fresh memory that are written to, to see how long that takes."""
 
 QUERIES = 512
 """At most, that are prepared; more take as much longer."""
@@ -79,7 +84,13 @@ class Probe:
                 cost, metric = Cost(), Identity()
             cost = cost + self._scores(metric, cosine=name == "gradcos")
         members = len(options["checkpoints"]) if name == "tracin" else 1
-        return self.opened + members * (cost.fixed + cost.each * len(self.train))
+        return self.opened + members * (cost.fixed + cost.each * len(self.train)) + self._writing()
+
+    def _writing(self) -> float:
+        """Seconds that the pages of the matrix of scores take when they are touched first."""
+        touched = min(self.result_bytes, TOUCHED)
+        seconds, _ = timed(lambda: np.empty(touched, np.uint8).fill(0))
+        return seconds * self.result_bytes / touched
 
     @property
     def _few(self) -> Rows:
@@ -122,8 +133,10 @@ class Probe:
 
     def _curvature(self, name: str, options: Mapping[str, Any]) -> tuple[Cost, Metric]:
         kind, spec, few = KINDS[name](), influence_of(name, options), self._few
-        first = self._each(lambda rows: covariances(kind, self.capture, rows, self.batch))
-        sums = covariances(kind, self.capture, few, self.batch)[0]
+        count = min(enough(kind, self.capture, self.train).examples or len(self.train), len(self.train))
+        share = count / len(self.train)
+        first = self._each(lambda rows: covariances(kind, self.capture, rows, self.batch, count))
+        sums = covariances(kind, self.capture, few, self.batch, count)[0]
         turning, found = timed(lambda: decomposed(kind, sums))
         second = self._each(lambda rows: eigenvalues(kind, self.capture, rows, self.batch, found))
         found = eigenvalues(kind, self.capture, few, self.batch, found)[0]
@@ -133,4 +146,4 @@ class Probe:
                 found, damping_of(spec.damping), spec.weight_decay, single, spec.shortcut, spec.query_rank
             )
         )
-        return Cost(turning + inverting, first + second), metric
+        return Cost(turning + inverting, (first + second) * share), metric

@@ -22,13 +22,13 @@ from proponent.curvature.metric import Metric, Prepared
 from proponent.errors import InputError
 from proponent.rows import Rows
 
-CACHED = 2**25
+CACHED = 2**24
 """Bytes of layer inputs and output gradients that a batch holds, so that most of them stay in a processor's cache."""
 
 MEMORY = 2**28
 """Bytes of these that a batch may hold so as to have FEW examples: products of fewer are slow."""
 
-FEW = 48
+FEW = 64
 
 QUERY_MEMORY = 2**30
 """Bytes of prepared query gradients held at once; more queries take another pass over the training set."""

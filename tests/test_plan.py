@@ -1,0 +1,101 @@
+"""Plans: what is predicted, what is chosen and why, and that a run tells both."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional as F
+
+import proponent as pp
+from proponent.methods import plan as planning
+
+torch.set_num_threads(1)
+
+
+class Slow(nn.Module):
+    """Takes a known time for every example."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x):
+        time.sleep(0.001 * len(x))
+        return self.last(x)
+
+
+def data(n=200):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, generator=generator), torch.randint(2, (n,), generator=generator)
+
+
+def test_seconds_grow_with_the_training_set_and_are_those_of_the_run():
+    task, query = pp.Task(Slow()), data(4)
+    short, long = (pp.plan(task, data(n), query, ["graddot"], batch_size=10).of("graddot") for n in (100, 400))
+    assert 3 < long["seconds"] / short["seconds"] < 4.5
+    start = time.perf_counter()
+    pp.GradDot(batch_size=10).fit(task, data(400)).score(query)
+    assert 1 / 2 < long["seconds"] / (time.perf_counter() - start) < 2
+
+
+def test_a_run_tells_what_was_predicted_and_what_it_took():
+    scores = pp.attribute(pp.Task(nn.Linear(3, 2)), data(), data(5), damping=pp.Damping(0.1, "mean"))
+    attrs = scores.dataset.attrs
+    assert attrs["reason"].startswith("Influence with EK-FAC")
+    for name in ("predicted_seconds", "seconds", "predicted_memory_mb", "memory_mb"):
+        assert attrs[name] > 0
+    assert attrs["predicted_memory_mb"] < 1.3 * attrs["memory_mb"]
+    want = pp.Influence(damping=pp.Damping(0.1, "mean")).fit(pp.Task(nn.Linear(3, 2)), data()).score(data(5)).shape
+    assert scores.shape == want == (5, 200)
+
+
+def test_named_methods_are_the_methods_themselves(tmp_path):
+    task, train, query = pp.Task(nn.Linear(3, 2)), data(), data(5)
+    checkpoints = [task.model.state_dict()]
+    pairs = {
+        "graddot": pp.GradDot(),
+        "gradcos": pp.GradCos(),
+        "kfac": pp.Influence(curvature="kfac"),
+        "identity": pp.Influence(curvature="identity"),
+        "tracin": pp.TracIn(checkpoints, 0.5),
+    }
+    for name, method in pairs.items():
+        options = {"checkpoints": checkpoints, "learning_rates": 0.5} if name == "tracin" else {}
+        got = pp.attribute(task, train, query, name, out=tmp_path / name, **options)
+        assert got.dataset.attrs["reason"] == f"{name}, as asked."
+        assert np.allclose(got.dataset.score, method.fit(task, train).score(query).dataset.score, rtol=1e-5, atol=1e-8)
+
+
+def test_auto_takes_what_it_can_and_has_the_patience_for(monkeypatch):
+    task, train = pp.Task(nn.Linear(3, 2)), data()
+    custom = pp.Task(nn.Linear(3, 2), loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"))
+    made = pp.plan(custom, train, train)
+    assert made.choice == "graddot" and "can't: a loss that cannot draw" in made.of("ekfac")["note"]
+    assert "needs checkpoints" in made.of("tracin")["note"] and "auto takes graddot" in repr(made)
+    assert pp.plan(task, train, train, checkpoints=[task.model.state_dict()]).choice == "tracin"
+    assert pp.plan(task, train, train).choice == "ekfac"
+    monkeypatch.setattr(planning, "PATIENCE", 1e-9)
+    impatient = pp.plan(task, train, train)
+    seconds = {name: impatient.of(name)["seconds"] for name in planning.PREFERRED}
+    assert impatient.choice == min(seconds, key=seconds.get)
+
+
+def test_recipes_have_a_plan_too():
+    x, y = (t.numpy() for t in data(60))
+    made = pp.plan(LogisticRegression(), (x, y), (x, y))
+    assert made.choice == "leave_one_out" and "exact within the bounds" in made.reason
+
+
+def test_what_is_unknown_is_refused_in_words():
+    task, train = pp.Task(nn.Linear(3, 2)), data()
+    with pytest.raises(pp.InputError, match="did you mean 'graddot'"):
+        pp.attribute(task, train, train, "gradot")
+    with pytest.raises(pp.InputError, match="did you mean 'damping'"):
+        pp.attribute(task, train, train, dampening=1.0)
+    with pytest.raises(pp.InputError, match="TracIn without checkpoints"):
+        pp.attribute(task, train, train, "tracin")
+    with pytest.raises(pp.InputError, match="a recipe has its own"):
+        pp.attribute(LogisticRegression(), (train[0].numpy(), train[1].numpy()), train, damping=1.0)
