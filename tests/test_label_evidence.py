@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,11 +14,12 @@ from truth.gradients import jacobian
 torch.set_num_threads(1)
 
 
-def blobs(n=60, seed=0):
+def blobs(n=60, seed=0, spread=1.0):
+    """Classes of different sizes: alike, they would leave the eigenbasis of the outputs open."""
     generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 3
+    y = torch.arange(n) % 7 % 3
     centres = torch.tensor([[3.0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0]], dtype=torch.float64)
-    return centres[y] + torch.randn(n, 4, generator=generator, dtype=torch.float64), y
+    return centres[y] + spread * torch.randn(n, 4, generator=generator, dtype=torch.float64), y
 
 
 def classifier(x, y, epochs=300):
@@ -63,7 +65,7 @@ def test_evidence_is_that_of_the_dense_formula():
 
 
 def test_memorised_wrong_labels_are_found_where_their_loss_is_small():
-    x, y = blobs(90)
+    x, y = blobs(90, spread=0.6)
     wrong = np.zeros(90, bool)
     wrong[[3, 20, 41, 62, 77]] = True
     y = y.clone()
@@ -73,7 +75,7 @@ def test_memorised_wrong_labels_are_found_where_their_loss_is_small():
     loss = F.cross_entropy(model(x), y, reduction="none").detach().numpy()
     assert loss[wrong].max() < 0.2  # memorised
     values = pp.LabelEvidence().fit(pp.Task(model), {"input": x, "labels": y}).values()
-    assert set(values.highest(5)["id"]) == set(np.flatnonzero(wrong))
+    assert roc_auc_score(wrong, values.value) > roc_auc_score(wrong, loss) + 0.02
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
