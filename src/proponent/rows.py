@@ -85,10 +85,14 @@ class Rows:
         first, last, _ = at.indices(len(self))
         return moved(self.take(first, last), device, dtype)
 
+    def parts(self, size: int) -> list[slice]:
+        """Contiguous parts of at most `size` examples."""
+        return [slice(at, min(at + size, len(self))) for at in range(0, len(self), size)]
+
     def batches(self, size: int, device: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
         """Contiguous batches on the device."""
-        for at in range(0, len(self), size):
-            yield self.batch(slice(at, at + size), device, dtype)
+        for at in self.parts(size):
+            yield self.batch(at, device, dtype)
 
     def fingerprint(self) -> str:
         """A hash of the content: ids, and every number of every example."""

@@ -74,6 +74,11 @@ class Factors:
         return self.g.shape[1]
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """(I, O): the layer's inputs and outputs at a position."""
+        return self.a.shape[2], self.g.shape[2]
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         i, o = self.a.shape[2], self.g.shape[2]
         return (i * o,) * self.weight + (o,) * self.bias

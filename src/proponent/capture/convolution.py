@@ -44,6 +44,15 @@ class Convolution:
         o = self.g.shape[1]
         return (o * self.x.shape[1] * math.prod(self.kernel),) * self.weight + (o,) * self.bias
 
+    @property
+    def positions(self) -> int:
+        return math.prod(self.g.shape[2:])
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(C·k, O): what a window holds, and the layer's outputs."""
+        return self.x.shape[1] * math.prod(self.kernel), self.g.shape[1]
+
     def rows(self) -> tuple[Tensor, ...]:
         weight = (self._weight(),) if self.weight else ()
         return weight + ((self.g.flatten(2).sum(2),) if self.bias else ())

@@ -167,13 +167,7 @@ def _counted(own: Covariances, blocks: dict[str, Any], kind: Kind, count: int, t
 
 def _wanted(block: Factors | Convolution, kind: Kind, count: int) -> float:
     """Positions an example."""
-    return float("inf") if kind.positions is None else kind.positions * max(*_sides(block)) / count
-
-
-def _sides(block: Factors | Convolution) -> tuple[int, int]:
-    if isinstance(block, Convolution):
-        return math.prod(block.kernel) * block.x.shape[1], block.g.shape[1]
-    return block.a.shape[2], block.g.shape[2]
+    return float("inf") if kind.positions is None else kind.positions * max(block.sides) / count
 
 
 def enough(kind: Kind, capture: Capture, rows: Rows) -> Kind:
@@ -182,9 +176,7 @@ def enough(kind: Kind, capture: Capture, rows: Rows) -> Kind:
         return kind
     _, blocks = capture.gradients(capture.task.batch(rows, slice(0, 1)), capture.task.losses)
     layers = [b for b in blocks.values() if isinstance(b, Factors | Convolution) and b.weight]
-    needed = [
-        kind.positions * max(*_sides(b)) / b.g.flatten(2).shape[2 if isinstance(b, Convolution) else 1] for b in layers
-    ]
+    needed = [kind.positions * max(b.sides) / b.positions for b in layers]
     return replace(
         kind, examples=min(kind.examples or len(rows), max(FEWEST, math.ceil(max(needed, default=len(rows)))))
     )
@@ -225,7 +217,7 @@ def parts(kind: Kind, rows: Rows, batch: int) -> list[slice]:
     """The stretches of the training set that are looked at."""
     n, wanted = len(rows), min(len(rows), kind.examples or len(rows))
     if wanted == n:
-        return [slice(at, min(at + batch, n)) for at in range(0, n, batch)]
+        return rows.parts(batch)
     size = max(1, min(batch, -(-wanted // PIECES)))
     count = -(-wanted // size)
     starts = [round(k * (n - size) / max(1, count - 1)) for k in range(count)]

@@ -13,7 +13,6 @@ al., Fast approximate natural gradient descent in a Kronecker-factored eigenbasi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -133,15 +132,13 @@ class Basis:
         for at in range(0, len(block), step):
             part = slice(at, at + step)
             few = block[part]
-            if self._turn_factors(few) and (factors := layer_factors(few)) is not None:
-                yield part, torch.bmm(self.outputs_of(factors).mT, self.inputs_of(factors))
+            if isinstance(few, Factors) and self._turn_factors(few):
+                yield part, torch.bmm(self.outputs_of(few).mT, self.inputs_of(few))
             else:
                 yield part, self.outputs.T @ self.matrices(few.rows()) @ self.inputs
 
-    def _turn_factors(self, block: Block) -> bool:
+    def _turn_factors(self, block: Factors) -> bool:
         """T (I² + O²) against O I (O + I) operations an example; windows of convolutions would have to be copied first."""
-        if not isinstance(block, Factors):
-            return False
         i, o = len(self.alpha), len(self.sigma)
         return block.positions * (i * i + o * o) <= o * i * (o + i)
 
@@ -172,14 +169,14 @@ def layer_factors(block: Block) -> Factors | None:
 def some_positions(block: Factors | Convolution, wanted: float, turn: int) -> tuple[Factors, float]:
     """About `wanted` positions an example of a layer that has more, others in every turn; and their share."""
     spatial = block.g.shape[2:] if isinstance(block, Convolution) else block.g.shape[1:2]
-    step = max(1, int((math.prod(spatial) / max(wanted, 1e-9)) ** (1 / len(spatial))))
+    step = max(1, int((block.positions / max(wanted, 1e-9)) ** (1 / len(spatial))))
     step = min(step, *spatial)
     offset = turn % step
     if isinstance(block, Convolution):
         few = block.factors(step, offset)
     else:
         few = block if step == 1 else replace(block, a=block.a[:, offset::step], g=block.g[:, offset::step])
-    return few, few.positions / math.prod(spatial)
+    return few, few.positions / block.positions
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

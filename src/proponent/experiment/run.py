@@ -93,7 +93,7 @@ def _answer(settings: Settings) -> Answer:
     if settings.self_influence:
         say("self-influence")
         with clock.stage("self-influence"), blaming(experiment.path, "the model"):
-            selfs = self_influence(scores.method, experiment, options)
+            selfs = self_influence(str(scores.dataset.attrs.get("chosen", "")), experiment, options)
     with clock.stage("describing examples"):
         describer = describer_of(experiment, rows, scores)
         behind = explained(experiment, scores, found, describer)

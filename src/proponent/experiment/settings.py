@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from proponent.errors import InputError, did_you_mean
+from proponent.errors import InputError
+from proponent.store.config import command_of, from_yaml, to_yaml
 
 PRESENTATION = ("out", "top", "self_influence", "strict")
 """Settings that decide no score: they may change when a run goes on."""
@@ -81,12 +79,7 @@ class Settings:
 
     def command(self) -> str:
         """The shell command that repeats the run."""
-        words = ["proponent", "attribute", self.experiment]
-        for field in fields(self):
-            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            if field.name != "experiment" and value != field.default:
-                words += [option] if value is True else [option, str(value)]
-        return shlex.join(words)
+        return command_of(self, "attribute")
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the scores."""
@@ -94,7 +87,7 @@ class Settings:
 
     def to_yaml(self) -> str:
         """All settings, as a run's config.yaml."""
-        return str(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+        return to_yaml(self)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Settings:
@@ -103,17 +96,4 @@ class Settings:
         Raises:
             InputError: not such a file, or an unknown setting in it.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except (OSError, ValueError, yaml.YAMLError) as e:
-            raise InputError(f"{path} ({type(e).__name__})", "a run's config.yaml", "check the path") from e
-        known = [f.name for f in fields(cls)]
-        for name in values if isinstance(values, dict) else [str(values)]:
-            if name not in known:
-                raise InputError(
-                    f"setting {name!r} in {path}", "a setting of `proponent attribute`", did_you_mean(name, known)
-                )
-        absent = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-        if absent:
-            raise InputError(f"no {' and no '.join(absent)} in {path}", "a run's config.yaml", "add the missing lines")
-        return cls(**values)
+        return from_yaml(cls, path, "attribute")

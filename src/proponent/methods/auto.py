@@ -80,6 +80,7 @@ def _task_scores(
         scores = gradient_method(chosen, options).fit(task, rows).score(queries, out=out)
     row = made.of(chosen)
     facts = {
+        "chosen": chosen,
         "reason": reason,
         "seconds": round(time.perf_counter() - start, 3),
         "predicted_seconds": row.get("seconds"),

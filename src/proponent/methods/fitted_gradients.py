@@ -27,7 +27,6 @@ from proponent.methods.score import (
     by_position,
     directions,
     layers_of,
-    parts_of,
     prepare,
     squared_norms,
     stream,
@@ -267,7 +266,7 @@ class FittedGradients:
     def _round(
         self, member: Member, queries: Rows, chunk: slice, sink: Sink, turn: int, layers: tuple[str, ...]
     ) -> None:
-        missing = sink.missing(turn, parts_of(self.train, self._batch(member)))
+        missing = sink.missing(turn, self.train.parts(self._batch(member)))
         if not missing:
             return
         made = self._stream(member, queries[chunk], missing, layers)
@@ -298,7 +297,7 @@ class FittedGradients:
 
     def _query_chunks(self, member: Member, queries: Rows) -> list[slice]:
         factors = member.metric.keeps_factors and self.engine == "factors"
-        return parts_of(queries, member.sizes.queries(factors))
+        return queries.parts(member.sizes.queries(factors))
 
     def _batch(self, member: Member) -> int:
         return self.batch or member.sizes.batch()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proponent.capture.blocks import Factors
+from proponent.attribution import CHANGE
+from proponent.capture.blocks import Block, Factors
 from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature.damping import Damping, damping_of
@@ -41,7 +43,7 @@ def fit_influence(spec: Any, task: Task, train: Any) -> FittedGradients:
     return FittedGradients(
         method=f"Influence ({curvature if isinstance(curvature, str) else _name(curvature)})",
         settings=task.settings() | _settings(spec, curvature, damping),
-        unit="measurement(with the example) - measurement(without it)",
+        unit=CHANGE,
         train=rows,
         members=[Member(capture, metric, sizes)],
         scale=1 / len(rows),
@@ -90,7 +92,7 @@ def _metric(
         found = replace(found, made_from=curvature.made_from(mark))
         facts["curvature_error"] = {"covariances": round(first, 5), "eigenvalues": round(second, 5)}
     blocks = _some_blocks(capture, rows)
-    single = single_positions(capture, rows)
+    single = single_positions(blocks)
     metric = InverseFisher.of(found, damping, spec.weight_decay, single, spec.shortcut, spec.query_rank)
     if metric.expansions or metric.rank is not None:
         half = min(COMPARED, len(rows))
@@ -127,9 +129,8 @@ def _settings(spec: Any, curvature: Kind | Spectrum | str, damping: Damping) -> 
     }
 
 
-def single_positions(capture: Capture, rows: Rows) -> frozenset[str]:
+def single_positions(blocks: Mapping[str, Block]) -> frozenset[str]:
     """Names of the blocks that have one position an example."""
-    _, blocks = capture.gradients(capture.task.batch(rows, slice(0, 1)), capture.task.losses)
     return frozenset(n for n, b in blocks.items() if isinstance(b, Factors) and b.positions == 1)
 
 

@@ -19,10 +19,9 @@ from proponent.capture.one_by_one import gradient_sum
 from proponent.curvature.damping import Damping
 from proponent.curvature.kinds import EKFAC
 from proponent.errors import InputError, UnsupportedModel
-from proponent.losses import CrossEntropy, call, split
+from proponent.losses import CrossEntropy, call, target_of, with_target
 from proponent.methods.fitted_gradients import FittedGradients, Member
 from proponent.methods.influence import Influence
-from proponent.methods.score import parts_of
 from proponent.rows import Rows
 from proponent.task import Task
 
@@ -127,7 +126,7 @@ class FittedLabelEvidence:
         member, rows = self.fitted.members[0], _with(self.train, residuals)
         task, batch = member.capture.task, self.fitted.batch or member.sizes.batch()
         with member.looked_at():
-            parts = parts_of(rows, batch)
+            parts = rows.parts(batch)
             total = gradient_sum(task, (task.batch(rows, at) for at in parts), task.losses)
             along = {name: -u for name, u in _preconditioned(member, rows, total).items()}
             made = [outputs_along(task, along, task.batch(rows, at), call) for at in parts]
@@ -147,17 +146,13 @@ def _preconditioned(member: Member, rows: Rows, gradient: Mapping[str, Tensor]) 
 
 
 def _pull(net: Any, batch: Any) -> Tensor:
-    return -(split(batch)[2] * call(net, batch)).sum(1)
+    return -(target_of(batch) * call(net, batch)).sum(1)
 
 
 def _with(rows: Rows, targets: Tensor) -> Rows:
     """The same examples with other targets."""
 
-    def take(first: int, last: int) -> Any:
-        batch, own = rows.take(first, last), targets[first:last]
-        return {**batch, "labels": own} if isinstance(batch, Mapping) else (*tuple(batch)[:-1], own)
-
-    return replace(rows, take=take)
+    return replace(rows, take=lambda a, b: with_target(rows.take(a, b), targets[a:b]))
 
 
 def _labels(task: Task, rows: Rows) -> tuple[Tensor, int]:
@@ -166,7 +161,7 @@ def _labels(task: Task, rows: Rows) -> tuple[Tensor, int]:
         raise UnsupportedModel(
             f"the loss {task.settings()['loss']}", "loss='cross_entropy'", "label evidence is about classes"
         )
-    labels = torch.cat([torch.as_tensor(split(b)[2]) for b in rows.batches(4096, "cpu")])
+    labels = torch.cat([target_of(b) for b in rows.batches(4096, "cpu")])
     with task.watching(), torch.no_grad():
         shape = call(task.net, task.batch(rows, slice(0, 1))).shape
     if labels.ndim != 1 or len(shape) != 2:

@@ -16,7 +16,7 @@ from proponent.curvature.kinds import KINDS, covariances, decomposed, eigenvalue
 from proponent.curvature.metric import Identity, Metric
 from proponent.methods.influence_gradients import single_positions
 from proponent.methods.plan import influence_of, timed
-from proponent.methods.score import Sizes, parts_of, prepare, squared_norms, stream
+from proponent.methods.score import Sizes, prepare, squared_norms, stream
 from proponent.rows import Rows
 from proponent.task import Task
 
@@ -112,7 +112,7 @@ class Probe:
         scale = len(self.query) / len(asked)
 
         def run(rows: Rows) -> None:
-            for _ in stream(self.capture, prepared, rows, parts_of(rows, self.batch), 1.0):
+            for _ in stream(self.capture, prepared, rows, rows.parts(self.batch), 1.0):
                 pass
 
         each = self._each(run)
@@ -128,7 +128,7 @@ class Probe:
         return Cost(seconds * scale, each * max(1, chunks) + norms)
 
     def _captured(self, rows: Rows) -> None:
-        for at in parts_of(rows, self.batch):
+        for at in rows.parts(self.batch):
             self.capture.each(self.task.batch(rows, at), self.task.losses, lambda name, block: None)
 
     def _curvature(self, name: str, options: Mapping[str, Any]) -> tuple[Cost, Metric]:
@@ -140,7 +140,8 @@ class Probe:
         turning, found = timed(lambda: decomposed(kind, sums))
         second = self._each(lambda rows: eigenvalues(kind, self.capture, rows, self.batch, found))
         found = eigenvalues(kind, self.capture, few, self.batch, found)[0]
-        single = single_positions(self.capture, few)
+        blocks = self.capture.gradients(self.task.batch(few, slice(0, 1)), self.task.losses)[1]
+        single = single_positions(blocks)
         inverting, metric = timed(
             lambda: InverseFisher.of(
                 found, damping_of(spec.damping), spec.weight_decay, single, spec.shortcut, spec.query_rank

@@ -103,7 +103,7 @@ def _gathered(capture: Capture, query: Rows, batch: int) -> tuple[Tensor, dict[s
     task = capture.task
     gathered: dict[str, list[Block]] = {}
     values = []
-    for at in parts_of(query, batch):
+    for at in query.parts(batch):
         value, blocks = capture.gradients(task.batch(query, at), task.measurements)
         values.append(value)
         for name, block in blocks.items():
@@ -214,15 +214,10 @@ def _set_aside(scores: Tensor, queries: Tensor, train: Tensor) -> None:
         scores.masked_fill_(~scores.isfinite(), torch.nan)
 
 
-def parts_of(rows: Rows, size: int) -> list[slice]:
-    """Contiguous parts of at most `size` examples."""
-    return [slice(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
-
-
 def squared_norms(capture: Capture, metric: Metric, rows: Rows, batch: int, of: Callable[[Any], Tensor]) -> Tensor:
     """(n,) gᵀ P g of each example's gradient, without any matrix of pairs; NaN where it is not finite."""
     norms = []
-    for at in parts_of(rows, batch):
+    for at in rows.parts(batch):
         total = torch.zeros(at.stop - at.start, dtype=capture.task.precision, device=capture.task.device)
 
         def measure(name: str, block: Block, total: Tensor = total) -> None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from proponent.report import plots, words
 from proponent.report.cards import Limits, show
-from proponent.report.html import SIZE, fill
+from proponent.report.html import fill, write_fitting
 from proponent.report.plots import meter
 
 if TYPE_CHECKING:
@@ -37,12 +37,7 @@ def write_page(answer: Answer, path: str | Path) -> None:
         answer: the finished attribution.
         path: where to write; the folder must exist.
     """
-    page = ""
-    for limits in STEPS:
-        page = render(answer, limits)
-        if len(page.encode()) <= SIZE:
-            break
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    write_fitting(lambda limits: render(answer, limits), STEPS, path)
 
 
 def render(answer: Answer, limits: Limits) -> str:

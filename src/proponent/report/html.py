@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,17 @@ def write_html(audit: Audit, path: str | Path) -> None:
         audit: the finished audit.
         path: where to write; the folder must exist.
     """
-    page = ""
-    for limits in STEPS:
-        page = render(audit, limits)
-        if len(page.encode()) <= SIZE:
+    write_fitting(lambda limits: render(audit, limits), STEPS, path)
+
+
+def write_fitting(page: Callable[[Limits], str], steps: Sequence[Limits], path: str | Path) -> None:
+    """Write the first page that is small enough, or the last."""
+    made = ""
+    for limits in steps:
+        made = page(limits)
+        if len(made.encode()) <= SIZE:
             break
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    Path(path).write_text(made, encoding="utf-8", newline="\n")
 
 
 def render(audit: Audit, limits: Limits) -> str:
