@@ -14,23 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proponent.batches import call, redrawn, split, target_of, with_target
+from proponent.draws import Generator, poisson_quantile, uniform
 from proponent.errors import InputError, UnsupportedModel, did_you_mean
 
 MOST_TERMS = 128
 """Terms of one example's output Hessian, each a backward pass, up to which they are summed exactly."""
 
-GOLDEN = -0x61C8864680B583EB
-"""SplitMix64's increment, 2⁶⁴ over the golden ratio, as a signed number."""
-
 Reduction = Literal["sum", "mean"]
 Terms = Iterator[tuple[Tensor, Tensor]]
-Generator: TypeAlias = "torch.Generator | Draws | None"
 
 
 @runtime_checkable
@@ -48,26 +46,6 @@ class Loss(Protocol):
     def output(self, model: Any, batch: Any) -> Tensor: ...
 
     def per_example(self, output: Tensor, batch: Any) -> Tensor: ...
-
-
-def split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """A batch as (positional inputs, named inputs, target)."""
-    if isinstance(batch, Mapping):
-        return (), {k: v for k, v in batch.items() if k != "labels"}, batch.get("labels")
-    if isinstance(batch, tuple | list) and len(batch) >= 2:
-        return tuple(batch[:-1]), {}, batch[-1]
-    raise InputError(
-        f"a batch of type {type(batch).__name__}",
-        "a tuple (inputs …, target) or a mapping with 'labels'",
-        "pass loss=fn(model, batch) for any other form",
-    )
-
-
-def call(model: Any, batch: Any) -> Any:
-    """The model's output on a batch's inputs; `.logits` where it returns a Hugging Face output."""
-    args, named, _ = split(batch)
-    out = model(*args, **named)
-    return out.logits if hasattr(out, "logits") else out
 
 
 class _Called:
@@ -460,28 +438,6 @@ def _share(reduction: Reduction, target: Tensor, ignore_index: int) -> Tensor:
     return (target != ignore_index).sum(1).clamp(min=1)
 
 
-def target_of(batch: Any) -> Tensor:
-    """The target of a batch that must have one."""
-    target = split(batch)[2]
-    if not isinstance(target, Tensor):
-        raise InputError(
-            "a batch without labels" if target is None else f"a target of type {type(target).__name__}",
-            "a tensor of targets: the last entry of a tuple, or 'labels' of a mapping",
-            "add the targets, or pass loss=fn(model, batch)",
-        )
-    return target
-
-
-def with_target(batch: Any, target: Tensor) -> Any:
-    """The batch with another target."""
-    return {**batch, "labels": target} if isinstance(batch, Mapping) else (*batch[:-1], target)
-
-
-def redrawn(batch: Any, drawn: Tensor) -> Any:
-    """The batch with targets drawn in its own targets' shape; drawn numbers keep the outputs' precision."""
-    return with_target(batch, drawn.reshape(target_of(batch).shape))
-
-
 def same_rows(output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
     """Outputs and targets as (b, O), in at least float32."""
     target = target_of(batch)
@@ -503,63 +459,6 @@ def rows(output: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """In at least float32: losses of half-precision outputs lose no digits of their own."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers that belong to an example: the same in whatever batch, and with whatever padding, it is met.
-
-    u[i, j] = hash(seed, first + i, j) in (0, 1)
-
-    >>> whole, part = (Draws(0, first).uniform(torch.empty(n, 2)) for first, n in ((0, 5), (3, 2)))
-    >>> torch.equal(whole[3:], part)
-    True
-
-    Args:
-        seed: of all numbers.
-        first: the place of the batch's first example among all.
-    """
-
-    seed: int
-    first: int = 0
-
-    def uniform(self, like: Tensor) -> Tensor:
-        """Numbers of a tensor's shape (b, …) and precision."""
-        b = len(like)
-        own = mixed(torch.arange(self.first, self.first + b, device=like.device) + mixed(self.seed))
-        within = torch.arange(like.shape[1:].numel(), device=like.device)
-        bits = 53 if like.dtype == torch.float64 else 24
-        kept = (mixed(own[:, None] + within) >> (64 - bits)) & ((1 << bits) - 1)
-        half = torch.finfo(like.dtype).eps / 4
-        return (kept.to(like.dtype) / 2**bits).clamp(half, 1 - 2 * half).view(like.shape)
-
-
-def mixed(x: Any) -> Tensor:
-    """SplitMix64 of whole numbers: each bit of the result depends on every bit of x."""
-    x = torch.as_tensor(x, dtype=torch.long) + GOLDEN
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def uniform(like: Tensor, generator: Generator) -> Tensor:
-    """Numbers in (0, 1) of a tensor's shape and precision."""
-    if isinstance(generator, Draws):
-        return generator.uniform(like)
-    half = torch.finfo(like.dtype).eps / 4
-    made = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    return made.clamp(half, 1 - 2 * half)
-
-
-def poisson_quantile(rate: Tensor, u: Tensor) -> Tensor:
-    """The smallest count k with P(count ≤ k) ≥ u, by bisection; 0 where the rate is not finite."""
-    rate = torch.nan_to_num(rate, nan=0.0, posinf=0.0)
-    low, high = torch.full_like(rate, -1), (rate + 12 * rate.sqrt() + 20).ceil()
-    for _ in range(2 + int(high.max().log2())):
-        middle = ((low + high) / 2).floor()
-        enough = torch.special.gammaincc(middle + 1, rate) >= u
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-    return high
 
 
 def few_terms(count: int) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from proponent.draws import Generator
 from proponent.errors import InputError, UnsupportedModel, did_you_mean
-from proponent.losses import Generator, Terms, named_loss
+from proponent.losses import Terms, named_loss
 from proponent.rows import Rows, length
 
 MEASUREMENTS = ("loss", "log_probability", "margin", "logit", "entropy")
@@ -169,7 +170,7 @@ class Task:
 
         Args:
             batch: b examples.
-            generator: a torch.Generator, or `losses.Draws`, with which no draw depends on the rest of the batch.
+            generator: a torch.Generator, or `draws.Draws`, with which no draw depends on the rest of the batch.
         """
         own = self._loss
         if not hasattr(own, "sample"):

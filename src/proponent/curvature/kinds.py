@@ -18,8 +18,8 @@ from proponent.capture.weights import weights_mark
 from proponent.curvature import diagonal
 from proponent.curvature.kronecker import Covariance, some_positions
 from proponent.curvature.spectrum import Covariances, Spectrum, added
+from proponent.draws import Draws
 from proponent.errors import InputError
-from proponent.losses import Draws
 from proponent.progress import track
 from proponent.rows import Rows, length
 from proponent.task import Task

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from proponent.attribution import Values
+from proponent.batches import call, target_of, with_target
 from proponent.capture.blocks import Dense
 from proponent.capture.forward_mode import outputs_along
 from proponent.capture.one_by_one import gradient_sum
 from proponent.curvature.damping import Damping
 from proponent.curvature.kinds import EKFAC
 from proponent.errors import InputError, UnsupportedModel
-from proponent.losses import CrossEntropy, call, target_of, with_target
+from proponent.losses import CrossEntropy
 from proponent.methods.fitted_gradients import FittedGradients, Member
 from proponent.methods.influence import Influence
 from proponent.rows import Rows
