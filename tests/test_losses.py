@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 import proponent as pp
-from proponent import losses
+from proponent import draws, losses
 from proponent.capture.gradients import Capture
 from proponent.rows import Rows
 from truth.gradients import gauss_newton, gradients, products
@@ -272,7 +272,7 @@ def test_expected_losses_give_the_gauss_newton_matrix_exactly(name):
 
 
 @pytest.mark.parametrize("name", HESSIANS)
-@pytest.mark.parametrize("generator", (torch.Generator().manual_seed(0), losses.Draws(0)), ids=("torch", "draws"))
+@pytest.mark.parametrize("generator", (torch.Generator().manual_seed(0), draws.Draws(0)), ids=("torch", "draws"))
 def test_drawn_targets_give_the_gauss_newton_matrix_on_average(name, generator):
     task, batch = hessian_case(name)
     draws = 2000
@@ -309,28 +309,28 @@ def test_contrastive_candidates_are_drawn_and_summed():
 @pytest.mark.parametrize("size", (1, 2, 3))
 def test_an_examples_draws_do_not_depend_on_its_batch(name, size):
     task, batch = hessian_case(name)
-    whole = task.sampled_losses(batch, losses.Draws(4)).detach()
+    whole = task.sampled_losses(batch, draws.Draws(4)).detach()
     parts = [
-        task.sampled_losses(tuple(x[at : at + size] for x in batch), losses.Draws(4, at)).detach()
+        task.sampled_losses(tuple(x[at : at + size] for x in batch), draws.Draws(4, at)).detach()
         for at in range(0, len(whole), size)
     ]
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-12)
-    assert not torch.allclose(task.sampled_losses(batch, losses.Draws(5)), whole)
+    assert not torch.allclose(task.sampled_losses(batch, draws.Draws(5)), whole)
 
 
 def test_draws_do_not_depend_on_padding():
     task = pp.Task(Given(), loss="masked_lm")
     output, target = torch.randn(4, 3, 5, dtype=torch.float64), torch.randint(5, (4, 3))
     longer = nn.functional.pad(output, (0, 0, 0, 2)), nn.functional.pad(target, (0, 2), value=IGNORE)
-    short = task.sampled_losses((output, target), losses.Draws(0))
-    assert torch.allclose(task.sampled_losses(longer, losses.Draws(0)), short, rtol=1e-12)
+    short = task.sampled_losses((output, target), draws.Draws(0))
+    assert torch.allclose(task.sampled_losses(longer, draws.Draws(0)), short, rtol=1e-12)
 
 
 def test_draws_are_uniform_and_those_of_neighbours_unrelated():
-    u = losses.Draws(0).uniform(torch.empty(20_000, 3, dtype=torch.float64)).numpy()
+    u = draws.Draws(0).uniform(torch.empty(20_000, 3, dtype=torch.float64)).numpy()
     assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
     neighbours = [(u[:, 0], u[:, 1]), (u[:-1, 0], u[1:, 0])]
-    neighbours.append((u[:, 0], losses.Draws(1).uniform(torch.empty(20_000)).numpy()))
+    neighbours.append((u[:, 0], draws.Draws(1).uniform(torch.empty(20_000)).numpy()))
     assert all(abs(np.corrcoef(*pair)[0, 1]) < 4 / 20_000**0.5 for pair in neighbours)
 
 
@@ -338,7 +338,7 @@ def test_draws_are_uniform_and_those_of_neighbours_unrelated():
 def test_counts_are_the_quantiles_of_the_poisson_distribution(rate):
     u = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u[:2] = torch.tensor([1e-9, 1 - 1e-9], dtype=u.dtype)
-    got = losses.poisson_quantile(torch.full_like(u, rate), u)
+    got = draws.poisson_quantile(torch.full_like(u, rate), u)
     assert np.array_equal(got.numpy(), stats.poisson.ppf(u.numpy(), rate).clip(0))
 
 
