@@ -69,7 +69,7 @@ class Attribution:
         Raises:
             InputError: the shape differs from (queries, training examples).
         """
-        q_coords, t_coords = _coordinates(query, "query"), _coordinates(train, "train")
+        q_coords, t_coords = coordinates(query, "query"), coordinates(train, "train")
         shape = (len(q_coords["query"][1]), len(t_coords["train"][1]))
         if score.shape != shape:
             raise InputError(
@@ -77,7 +77,7 @@ class Attribution:
             )
         extra = {k: v if isinstance(v, tuple) else (("query", "train"), v) for k, v in (variables or {}).items()}
         dataset = xr.Dataset({"score": (("query", "train"), score), **extra}, coords={**q_coords, **t_coords})
-        return cls(dataset.assign_attrs(_provenance(method, unit, attributes)))
+        return cls(dataset.assign_attrs(provenance(method, unit, attributes)))
 
     @property
     def unit(self) -> str:
@@ -145,12 +145,12 @@ class Attribution:
 
     def save(self, path: str | Path) -> Path:
         """Write as zarr; `Attribution.load` reads it back lazily."""
-        return _save(self.dataset, Path(path))
+        return save_dataset(self.dataset, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Open what `save` wrote; arrays are read when they are used."""
-        return cls(_load(Path(path), "score"))
+        return cls(load_dataset(Path(path), "score"))
 
     def __repr__(self) -> str:
         q, n = self.shape
@@ -194,13 +194,13 @@ class Values:
         attributes: Mapping[str, Any] | None = None,
     ) -> Self:
         """Values from arrays of shape (n,)."""
-        coords = _coordinates(train, "train")
+        coords = coordinates(train, "train")
         n = len(coords["train"][1])
         if value.shape != (n,):
             raise InputError(f"values of shape {value.shape}", f"({n},)", "pass one value per training example")
         data = {"value": ("train", value)} | {k: ("train", v) for k, v in (variables or {}).items()}
         unit = str((attributes or {}).get("unit", unit))
-        return cls(xr.Dataset(data, coords=coords, attrs=_provenance(method, unit, attributes)))
+        return cls(xr.Dataset(data, coords=coords, attrs=provenance(method, unit, attributes)))
 
     @property
     def value(self) -> Array:
@@ -230,18 +230,19 @@ class Values:
 
     def save(self, path: str | Path) -> Path:
         """Write as zarr."""
-        return _save(self.dataset, Path(path))
+        return save_dataset(self.dataset, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Open what `save` wrote."""
-        return cls(_load(Path(path), "value"))
+        return cls(load_dataset(Path(path), "value"))
 
     def __repr__(self) -> str:
         return f"Values({self.method}: {self.dataset.sizes['train']:,} training examples)"
 
 
-def _coordinates(examples: Any, dim: str) -> dict[str, tuple[str, Array]]:
+def coordinates(examples: Any, dim: str) -> dict[str, tuple[str, Array]]:
+    """An axis of a result: ids, and labels and groups where there are any."""
     if not hasattr(examples, "ids"):
         return {dim: (dim, _text(np.asarray(examples)))}
     named = {"": examples.ids, "_label": examples.labels, "_group": getattr(examples, "groups", None)}
@@ -253,7 +254,8 @@ def _text(column: Array) -> Array:
     return column.astype(object) if column.dtype.kind in "UT" else column
 
 
-def _provenance(method: str, unit: str, attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+def provenance(method: str, unit: str, attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A result's attributes: what made it, and with which versions."""
     facts = {
         k: v if isinstance(v, str | int | float) else json.dumps(v, default=str) for k, v in (attributes or {}).items()
     }
@@ -284,7 +286,7 @@ def _table(row: xr.Dataset, at: Array) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _save(dataset: xr.Dataset, path: Path) -> Path:
+def save_dataset(dataset: xr.Dataset, path: Path) -> Path:
     """Write beside, move into place: a killed save leaves the old result or none."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -299,7 +301,8 @@ def _save(dataset: xr.Dataset, path: Path) -> Path:
     return path
 
 
-def _load(path: Path, variable: str) -> xr.Dataset:
+def load_dataset(path: Path, variable: str) -> xr.Dataset:
+    """Open lazily what `save_dataset` wrote."""
     if not path.exists():
         raise InputError(f"nothing at {path}", "a saved result", "check the path")
     with warnings.catch_warnings():

@@ -60,7 +60,7 @@ class ConvexFit:
         x = self.model.features(query.inputs)
         f = np.asarray(x @ self.model.optimum.theta.T)
         y = None if self.recipe.measurement == "prediction" else self.model.targets(query.labels)
-        return Queries(x, f, measure(self.recipe.measurement, self.model.problem.loss, y, f))
+        return Queries(x, f, measure(_named(self.recipe.measurement), self.model.problem.loss, y, f))
 
     def query_gradients(self, queries: Queries) -> Array:
         """(q, c·d) ∇_θ m_q."""
@@ -70,3 +70,8 @@ class ConvexFit:
 
 def _numbers(inputs: Any) -> float:
     return float(np.prod(inputs.shape)) if hasattr(inputs, "shape") else float("inf")
+
+
+def _named(measurement: Any) -> str:
+    """The measurement's name; a function has no slope to work with."""
+    return measurement if isinstance(measurement, str) else "a function"

@@ -6,6 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -13,6 +14,11 @@ import joblib
 import threadpoolctl
 
 from proponent.progress import track
+
+
+class WorkersLost(RuntimeError):
+    """Worker processes died, killed or out of memory; what they had not returned is lost."""
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,13 +40,19 @@ def pmap(
         items: what to call it on.
         what: what is being done, for the progress bar.
         workers: how many at once; None takes what `joblib.parallel_config` says, or 1, which is in this process.
+
+    Raises:
+        WorkersLost: processes died before they returned their results.
     """
     calls = (joblib.delayed(_on_one_thread)(function, item) for item in items)
     results = joblib.Parallel(n_jobs=workers, return_as="generator")(calls)
     with threadpoolctl.threadpool_limits(
         limits=1
     ):  # of this process, once: workers that are threads would race to restore
-        yield from track(results, what, total=len(items))
+        try:
+            yield from track(results, what, total=len(items))
+        except BrokenProcessPool as error:
+            raise WorkersLost(str(error)) from error
 
 
 def tmap(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:

@@ -45,13 +45,7 @@ class Stages:
         Raises:
             FingerprintMismatch: what lies there was made from something else.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        manifest = directory / "made_from.json"
-        parts = json.loads(json.dumps(made_from, default=str))
-        if manifest.exists() and any(directory.glob("*.blake2b")):  # else nothing was made from it yet
-            require_same(json.loads(manifest.read_text()), parts, str(directory))
-        else:
-            write_atomically(manifest, json.dumps(parts, indent=1, sort_keys=True).encode())
+        parts = manifest(directory, made_from, begun=any(directory.glob("*.blake2b")))
         return cls(directory, parts)
 
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
@@ -80,6 +74,22 @@ class Stages:
         """How long each kept stage took to compute."""
         files = sorted(self.directory.glob("*.blake2b"), key=lambda p: p.stat().st_mtime)
         return {p.stem: float(p.read_text().split()[1]) for p in files}
+
+
+def manifest(directory: Path, made_from: Mapping[str, Any], *, begun: bool) -> dict[str, Any]:
+    """Write down what a directory's content is made from; where it has begun, refuse anything else.
+
+    Raises:
+        FingerprintMismatch: what lies there was made from something else.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "made_from.json"
+    parts: dict[str, Any] = json.loads(json.dumps(made_from, default=str))
+    if begun and path.exists():
+        require_same(json.loads(path.read_text()), parts, str(directory))
+    else:
+        write_atomically(path, json.dumps(parts, indent=1, sort_keys=True).encode())
+    return parts
 
 
 def _told(arrays: Arrays) -> Arrays:

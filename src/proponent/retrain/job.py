@@ -1,0 +1,123 @@
+"""What one worker does: train models on some subsets, measure them, and record them before it reports."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proponent.examples import Examples
+from proponent.retrain.kept_models import ModelShelf
+from proponent.retrain.recipe import Failure, fit_many, measure_many
+from proponent.retrain.subsets import Subsets
+from proponent.retrain.trained import Outcome
+from proponent.store.log import RecordLog
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ONE_BY_ONE = 16
+"""Subsets a worker takes at a time where each is trained, and recorded, alone."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all jobs of a run have in common.
+
+    Args:
+        log: where outcomes are recorded; None keeps them in memory.
+        keep_models: give the models with the outcomes, and put them on the log's shelf.
+    """
+
+    recipe: Any
+    train: Examples
+    query: Examples
+    log: RecordLog | None
+    keep_models: bool
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """Names the queries in records."""
+        return self.query.fingerprint()
+
+    @property
+    def together(self) -> int:
+        """Subsets that are trained, and recorded, together."""
+        return int(self.recipe.batch) if hasattr(self.recipe, "fit_many") else 1
+
+    @property
+    def shelf(self) -> ModelShelf | None:
+        """Where models lie beside the log."""
+        return None if self.log is None else ModelShelf(self.log.directory / "models", self.recipe)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Subsets for one worker.
+
+    Args:
+        token: of the run that hands the job out.
+        name: of the file that its outcomes are recorded in.
+    """
+
+    subsets: Subsets
+    token: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """An outcome, and the model where models are kept."""
+
+    outcome: Outcome
+    model: Any = None
+
+
+def jobs(work: Work, subsets: Subsets, token: str, attempt: int) -> list[Job]:
+    """The subsets cut into jobs, always alike, so that a batch is made of the same subsets however many workers there are."""
+    size = work.together if work.together > 1 else ONE_BY_ONE
+    starts = range(0, len(subsets), size)
+    return [Job(subsets.take(slice(at, at + size)), token, f"{token}-{attempt}-{at:08d}") for at in starts]
+
+
+def do(work: Work, job: Job) -> list[Done]:
+    """Train, measure and record a job's subsets; nothing where the run that gave the job is gone."""
+    with work.log.working(job.token) if work.log else nullcontext(True) as wanted:
+        if not wanted:
+            return []
+        parts = range(0, len(job.subsets), work.together)
+        return [
+            done for at in parts for done in _train(work, job.subsets.take(slice(at, at + work.together)), job.name)
+        ]
+
+
+def _train(work: Work, subsets: Subsets, name: str) -> list[Done]:
+    keys = subsets.keys()
+    models = [work.shelf.take(key) if work.shelf else None for key in keys]
+    new = [at for at, model in enumerate(models) if model is None]
+    if new:
+        fresh = fit_many(work.recipe, work.train, subsets.included[new], subsets.seeds[new])
+        for at, model in zip(new, fresh, strict=True):
+            models[at] = model
+    measured, refused = _measure(work, models)
+    outcomes = [
+        Outcome(key, subsets.included[at], int(subsets.seeds[at]), measured[at], refused[at])
+        for at, key in enumerate(keys)
+    ]
+    if work.shelf and work.keep_models:
+        for at in new:
+            work.shelf.put(keys[at], models[at])
+    if work.log:
+        work.log.append(name, [outcome.record(work.mark) for outcome in outcomes])
+    return [Done(outcome, model if work.keep_models else None) for outcome, model in zip(outcomes, models, strict=True)]
+
+
+def _measure(work: Work, models: list[Any]) -> tuple[Array, list[str]]:
+    """(m, q) measurements and, of each model, why it counts as failed."""
+    measured = measure_many(work.recipe, models, work.query)
+    errors = [model.reason if isinstance(model, Failure) else "" for model in models]
+    for at in np.flatnonzero(~np.isfinite(measured).all(axis=1)):
+        errors[at] = errors[at] or f"{int((~np.isfinite(measured[at])).sum())} measurements that are not finite"
+        measured[at] = np.nan
+    return measured, errors
