@@ -115,8 +115,8 @@ class Examples:
     def __len__(self) -> int:
         return _length(self.inputs)
 
-    def take(self, rows: Array | Sequence[int]) -> Examples:
-        """The examples at these positions, in this order."""
+    def take(self, rows: Array | Sequence[int], ids: Array | None = None) -> Examples:
+        """The examples at these positions, in this order; under new ids where rows repeat."""
         at = np.asarray(rows)
 
         def pick(column: Array | None) -> Array | None:
@@ -124,7 +124,7 @@ class Examples:
 
         return Examples(
             _take(self.inputs, at),
-            self.ids[at],
+            self.ids[at] if ids is None else ids,
             pick(self.labels),
             pick(self.groups),
             pick(self.weights),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import joblib
 import threadpoolctl
 
 from proponent.progress import track
+
+
+ROUND = 64
+"""Calls in flight where a back end gives no results before all are there."""
 
 
 class WorkersLost(RuntimeError):
@@ -45,7 +50,7 @@ def pmap(
         WorkersLost: processes died before they returned their results.
     """
     calls = (joblib.delayed(_on_one_thread)(function, item) for item in items)
-    results = joblib.Parallel(n_jobs=workers, return_as="generator")(calls)
+    results = _parallel(calls, workers)
     with threadpoolctl.threadpool_limits(
         limits=1
     ):  # of this process, once: workers that are threads would race to restore
@@ -86,6 +91,17 @@ def one_thread() -> AbstractContextManager[object]:
     """Inside it, linear algebra runs on one thread: for work that is itself spread over threads by `tmap`."""
     limit: AbstractContextManager[object] = _thread_pools().limit(limits=1)
     return limit
+
+
+def _parallel(calls: Iterable[Any], workers: int | None) -> Iterator[Any]:
+    """Results as they become ready; a round at a time from a back end that only gives whole lists (Ray's)."""
+    backend, _ = joblib.parallel.get_active_backend()
+    if backend.supports_return_generator:
+        yield from joblib.Parallel(n_jobs=workers, return_as="generator")(calls)
+        return
+    remaining = iter(calls)
+    while some := list(itertools.islice(remaining, ROUND)):
+        yield from joblib.Parallel(n_jobs=workers)(some)
 
 
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:

@@ -130,7 +130,7 @@ class SklearnRecipe:
 
     def _attempt(self, train: Examples, row: Array, seed: int) -> Any:
         try:
-            return self.fit(train.take(np.repeat(np.arange(len(row)), row)), seed)
+            return self.fit(subset_of(train, row), seed)
         except Exception as error:  # whatever the estimator raises is a fact about this subset, recorded as such
             return Failure(f"{type(error).__name__}: {error}")
 
@@ -226,11 +226,17 @@ def fit_many(recipe: Any, train: Examples, included: Array, seeds: Array) -> lis
 
     def attempt(row: Array, seed: int) -> Any:
         try:
-            return recipe.fit(train.take(np.repeat(np.arange(len(row)), row)), seed)
+            return recipe.fit(subset_of(train, row), seed)
         except Exception as error:  # whatever the user's training raises is a fact about this subset
             return Failure(f"{type(error).__name__}: {error}")
 
     return [attempt(row, int(seed)) for row, seed in zip(included, seeds, strict=True)]
+
+
+def subset_of(train: Examples, row: Array) -> Examples:
+    """The examples that a subset holds; numbered afresh where it holds one several times, because ids are unique."""
+    at = np.repeat(np.arange(len(row)), row)
+    return train.take(at) if row.max(initial=0) <= 1 else train.take(at, ids=np.arange(len(at)))
 
 
 def measure_many(recipe: Any, models: Sequence[Any], query: Examples) -> Array:
