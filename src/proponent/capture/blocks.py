@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from proponent.capture.products import times
+
 CHUNK = 2**24
 """Numbers that a product may hold beside its operands: 64 MiB in float32."""
 
@@ -94,15 +96,15 @@ class Factors:
             step = max(1, CHUNK // max(1, self.sizes[0]))
             for at in range(0, len(self), step):
                 part = slice(at, at + step)
-                out[:, part].addmm_(rows[0], self[part]._weight().flatten(1).T)
+                out[:, part].add_(times(rows[0], self[part]._weight().flatten(1).T))
 
     def dot(self, other: Factors, out: Tensor) -> None:
         """out (q, b) += products of these q gradients with b others, from the factors alone."""
         (q, t, _), (b, s, _) = self.g.shape, other.g.shape
         if t == s == 1:
-            gg = self.g[:, 0] @ other.g[:, 0].T
+            gg = times(self.g[:, 0], other.g[:, 0].T)
             if self.weight:
-                aa = self.a[:, 0] @ other.a[:, 0].T
+                aa = times(self.a[:, 0], other.a[:, 0].T)
                 out.addcmul_(aa.add_(1.0) if self.bias else aa, gg)
             else:
                 out.add_(gg)
@@ -110,9 +112,9 @@ class Factors:
         step = max(1, CHUNK // max(1, t * b * s))
         for at in range(0, q, step):
             part = slice(at, at + step)
-            products = self.g[part].flatten(0, 1) @ other.g.flatten(0, 1).T
+            products = times(self.g[part].flatten(0, 1), other.g.flatten(0, 1).T)
             if self.weight:
-                aa = self.a[part].flatten(0, 1) @ other.a.flatten(0, 1).T
+                aa = times(self.a[part].flatten(0, 1), other.a.flatten(0, 1).T)
                 products.mul_(aa.add_(1.0) if self.bias else aa)
             out[part].add_(products.view(-1, t, b, s).sum((1, 3)))
 
@@ -189,7 +191,7 @@ class Lookup:
         step = max(1, CHUNK // max(1, few.sizes[0]))
         for at in range(0, len(self), step):
             part = slice(at, at + step)
-            out[:, part].addmm_(theirs, few[part].rows()[0].T)
+            out[:, part].add_(times(theirs, few[part].rows()[0].T))
 
     def norm2(self) -> Tensor:
         same = (self.tokens[:, :, None] == self.tokens[:, None, :]) & (self.tokens[:, :, None] >= 0)
@@ -222,7 +224,7 @@ class Dense:
 
     def against(self, rows: Sequence[Tensor], out: Tensor) -> None:
         for theirs, ours in zip(rows, self.parts, strict=True):
-            out.addmm_(theirs, ours.T)
+            out.add_(times(theirs, ours.T))
 
     def norm2(self) -> Tensor:
         return torch.stack([p.square().sum(1) for p in self.parts]).sum(0)

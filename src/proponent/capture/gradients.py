@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,9 @@ from torch.utils._pytree import tree_map
 from proponent.capture.blocks import Block, Dense, Factors, Lookup
 from proponent.capture.call import Call
 from proponent.capture.generic import generic
+from proponent.capture.layers import linear
 from proponent.capture.one_by_one import one, one_by_one
+from proponent.capture.products import fast_products
 from proponent.capture.record import Heard, Layout, Recorder, batch_first, find_layouts
 from proponent.capture.units import Unit, tied, units
 from proponent.errors import UnsupportedModel
@@ -23,6 +26,9 @@ from proponent.task import Task
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Relative error, against autograd one by one, above which a parameter is differentiated through the whole model."""
+
+FEW = 8
+"""Examples up to which a pass is over before the faster products save anything."""
 
 SEARCHED = 64
 """Examples among which two are looked for whose losses are finite."""
@@ -87,12 +93,13 @@ class Capture:
                 take(key, block)
 
         recorder = Recorder(self.units, self.layouts, length(batch), self.copied, self._single, arrived)
-        with torch.enable_grad(), recorder.listening():
-            values = of(batch)
-            if recorder.root is not None and values.requires_grad:
-                torch.autograd.grad(values.sum(), [recorder.root], allow_unused=True)
-        for name, block in self._blocks(recorder).items():
-            take(name, block)
+        with fast_products() if self._mostly_products and length(batch) > FEW else nullcontext():
+            with torch.enable_grad(), recorder.listening():
+                values = of(batch)
+                if recorder.root is not None and values.requires_grad:
+                    torch.autograd.grad(values.sum(), [recorder.root], allow_unused=True)
+            for name, block in self._blocks(recorder).items():
+                take(name, block)
         if self.whole:
             for name, part in one_by_one(self.task, sorted(self.whole), batch, of).items():
                 take(name, Dense((name,), (_wide(part),)))
@@ -107,6 +114,11 @@ class Capture:
         again = {name for name, index in self.layouts if index}
         ruled = [u for u in self.units if u.rule is not None and u.name not in again]
         return frozenset(u.name for u in ruled if self.tied.isdisjoint(u.wanted.values()))
+
+    @cached_property
+    def _mostly_products(self) -> bool:
+        """Whether most units are linear layers, so that faster products outweigh a look at every other operation."""
+        return 2 * sum(u.rule is linear for u in self.units) > len(self.units)
 
     def disagreements(self, batch: Any) -> dict[str, float]:
         """Each parameter's relative error against autograd one by one, in the norm over the batch."""

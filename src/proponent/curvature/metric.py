@@ -9,6 +9,7 @@ from torch import Tensor
 
 from proponent.capture.blocks import Block, Factors, ghost_is_cheaper
 from proponent.capture.grid import Grid, Levels
+from proponent.capture.products import times
 
 
 class Prepared(Protocol):
@@ -83,4 +84,4 @@ class OnGrid:
             Plain(self.query).add(block, out)
             return
         assert isinstance(block, Factors)
-        out.addcmul_(self.levels.dot(levels, float(block.bias)), self.query.g[:, 0] @ block.g[:, 0].T)
+        out.addcmul_(self.levels.dot(levels, float(block.bias)), times(self.query.g[:, 0], block.g[:, 0].T))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proponent.capture.blocks import CHUNK, Block, Factors
+from proponent.capture.products import times
 from proponent.curvature.expansion import Expansion
 from proponent.curvature.kronecker import Basis, layer_factors
 
@@ -51,8 +52,8 @@ class Terms:
         assert isinstance(block, Factors) and block.positions == 1
         a, g = block.a[:, 0].T, block.g[:, 0].T
         for r, (left, right) in enumerate(zip(self.outputs, self.inputs, strict=True)):
-            aa = right @ a if self.constants is None else torch.addmm(self.constants[r], right, a)
-            out.addcmul_(aa, left @ g)
+            aa = times(right, a)
+            out.addcmul_(aa if self.constants is None else aa.add_(self.constants[r]), times(left, g))
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class LowRank:
         step = max(1, CHUNK // (q * k * t))
         for at in range(0, len(block), step):
             part = factors[at : at + step]
-            products = right[:, :width] @ part.a.flatten(0, 1).T
+            products = times(right[:, :width], part.a.flatten(0, 1).T)
             if factors.bias:
                 products += right[:, width:]
-            products *= left @ part.g.flatten(0, 1).T
+            products *= times(left, part.g.flatten(0, 1).T)
             out[:, at : at + step] += products.view(q, k, len(part), t).sum((1, 3))

@@ -255,7 +255,7 @@ class Sizes:
     def batch(self) -> int:
         """Examples captured at once."""
         one = 4 * max(1, self.factors)
-        return max(1, min(1024, max(CACHED // one, min(FEW, MEMORY // one))))
+        return max(1, min(2560, max(CACHED // one, min(FEW, MEMORY // one))))
 
     def queries(self, identity: bool) -> int:
         """Queries prepared at once."""
