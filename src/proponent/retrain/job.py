@@ -41,10 +41,12 @@ class Work:
         """Names the queries in records."""
         return self.query.fingerprint()
 
-    @property
+    @functools.cached_property
     def together(self) -> int:
         """Subsets that are trained, and recorded, together."""
-        return int(self.recipe.batch) if hasattr(self.recipe, "fit_many") else 1
+        if hasattr(self.recipe, "batch_on"):
+            return int(self.recipe.batch_on(self.train))
+        return int(getattr(self.recipe, "batch", 1))
 
     @property
     def shelf(self) -> ModelShelf | None:

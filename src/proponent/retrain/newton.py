@@ -1,13 +1,137 @@
-"""(being written)"""
+"""Linear models of scikit-learn refitted on many subsets at once, each to its own exact optimum.
 
+LogisticRegression (binary or multinomial), Ridge, RidgeClassifier and LinearRegression, alone or after a StandardScaler
+that is fitted to each subset anew. What a model becomes depends on its subset only, to rounding: not on what else is
+fitted with it. scikit-learn's own solvers stop earlier, at `tol` or `max_iter`; a subset without a finite optimum, or
+where none is reached, is fitted by scikit-learn.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from proponent.errors import InputError, UnsupportedModel
+from proponent.examples import Examples
+from proponent.retrain.newton_chains import optima
+from proponent.retrain.newton_models import FittedClassifier, FittedRegression
+from proponent.retrain.newton_models import measure_many as measure_many
+from proponent.retrain.newton_problem import KINDS, Family, Linear, read
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 BATCH = 64
 
+LIGHT = (FittedClassifier, FittedRegression)
+"""What `fit_many` gives, apart from what scikit-learn fitted."""
 
-def supports(estimator: Any, train: Any) -> bool:
-    return False
+
+def why_not(estimator: Any, train: Examples) -> str | None:
+    """Why `fit_many` does not take an estimator on a training set, in words; None where it does.
+
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.tree import DecisionTreeClassifier
+    >>> train = Examples.of((np.eye(4), [0, 1, 0, 1]))
+    >>> why_not(LogisticRegression(), train) is None, why_not(DecisionTreeClassifier(), train)
+    (True, 'a DecisionTreeClassifier')
+    """
+    try:
+        _linear(estimator, train)
+    except (UnsupportedModel, InputError) as error:
+        return error.got
+    return None
 
 
-def fit_many(estimator: Any, train: Any, included: Any, seeds: Any) -> list[Any]:
-    raise NotImplementedError
+def supports(estimator: Any, train: Examples) -> bool:
+    """Whether `fit_many` takes this estimator on this training set."""
+    return why_not(estimator, train) is None
+
+
+def fit_many(estimator: Any, train: Examples, included: Array, seeds: Array) -> list[Any]:
+    """A fitted model, or a Failure, for each subset.
+
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> train = Examples.of((np.arange(6.0)[:, None], [0, 0, 1, 0, 1, 1]))
+    >>> half, whole = fit_many(LogisticRegression(), train, np.array([[1, 0, 1, 0, 1, 1], [1] * 6]), np.zeros(2))
+    >>> whole.predict([[0.0], [5.0]]).tolist(), bool(half.intercept_[0] != whole.intercept_[0])
+    ([0, 1], True)
+
+    Args:
+        estimator: one that `supports` says yes to; its parameters are read, it is never changed.
+        train: the training examples.
+        included: (s, n) how often each subset holds each training row.
+        seeds: (s,) used only where scikit-learn fits, since an optimum has nothing random about it.
+
+    Raises:
+        UnsupportedModel: the estimator is not a linear model with a smooth L2 objective.
+    """
+    linear = _linear(estimator, train)
+    first: dict[bytes, int] = {}
+    which = [first.setdefault(row.tobytes(), len(first)) for row in included]
+    distinct = np.frombuffer(b"".join(first), dtype=included.dtype).reshape(len(first), -1)
+    fitted = _fit_distinct(linear, distinct)
+    return [
+        fitted[at] if fitted[at] is not None else _by_scikit_learn(estimator, train, row, int(seed))
+        for at, row, seed in zip(which, included, seeds, strict=True)
+    ]
+
+
+def _fit_distinct(linear: Linear, included: Array) -> list[Any]:
+    """A model for each subset, None where no optimum was reached."""
+    counts = included.astype(np.float64)
+    fitted: list[Any] = [None] * len(counts)
+    for family, rows in _families(linear, counts):
+        theta, optimal = optima(family, counts[rows])
+        at = rows[optimal]
+        for s, model in zip(at, linear.models(theta[optimal], counts[at]), strict=True):
+            fitted[s] = model
+    return fitted
+
+
+def _families(linear: Linear, counts: Array) -> Iterator[tuple[Family, Array]]:
+    """The problems that subsets pose, and which subsets pose each; subsets of one class pose none."""
+    if linear.classes is None or len(linear.classes) == 2:
+        yield linear.main, np.flatnonzero(linear.posed(counts))
+        return
+    present = linear.present(counts)
+    several = present.sum(axis=1)
+    yield linear.main, np.flatnonzero(several > 2)
+    for pair in np.unique(present[several == 2], axis=0):
+        yield linear.of_two(*np.flatnonzero(pair)), np.flatnonzero((present == pair).all(axis=1))
+
+
+def _by_scikit_learn(estimator: Any, train: Examples, row: Array, seed: int) -> Any:
+    """scikit-learn's own fit."""
+    from proponent.retrain.recipe import Failure, SklearnRecipe  # recipe imports this module
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        try:
+            return SklearnRecipe(estimator).fit(train.take(np.repeat(np.arange(len(row)), row)), seed)
+        except Exception as error:  # whatever the estimator raises is a fact about this subset
+            return Failure(f"{type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An estimator and a training set, equal where both are the same in content."""
+
+    fingerprint: str
+    estimator: Any = field(compare=False)
+    train: Examples = field(compare=False)
+
+
+def _linear(estimator: Any, train: Examples) -> Linear:
+    return _read(_Source(f"{estimator.get_params(deep=True)} {train.fingerprint()}", estimator, train))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(source: _Source) -> Linear:
+    """Read once for all batches of a run: the optimum on all training rows comes with it."""
+    return read(source.estimator, source.train)

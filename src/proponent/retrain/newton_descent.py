@@ -28,8 +28,8 @@ MEMORY = 10
 STEPS, PATIENCE = 400, 30
 """The most steps of a descent, and the most in which its decrement does not halve."""
 
-SINGULAR = 1e13
-"""How many times a parameter's variance may grow by the others; beyond, the curvature is singular to rounding."""
+SINGULAR = 1e11
+"""How many times a parameter's variance may grow by the others'; beyond, the curvature is singular to rounding."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Reached:
         return self.short <= ACCEPTED
 
 
-def minimise(stack: Stack, theta: Array, inverse: Array | None = None) -> Reached:
+def minimise(stack: Stack, theta: Array, inverse: Array | None = None, unit: Array | None = None) -> Reached:
     """The optimum of each problem, from `theta` (s, c, p).
 
     Args:
@@ -60,6 +60,7 @@ def minimise(stack: Stack, theta: Array, inverse: Array | None = None) -> Reache
         theta: where to start.
         inverse: (s, k, k) inverse curvatures to start with, changed in place where they are computed anew; (k, k) one that
             all problems share to the end; None computes one for each first.
+        unit: (s, k) what to multiply a shared inverse curvature by, on both sides, for each problem.
     """
     if inverse is None:
         inverse = inverse_curvatures(stack, theta)
@@ -67,12 +68,12 @@ def minimise(stack: Stack, theta: Array, inverse: Array | None = None) -> Reache
     value, gradient = stack.at(theta)
     steps, pace = Steps(), Pace.start(len(stack), renewal_cost(stack) if inverse.ndim == 3 else np.inf)
     for _ in range(STEPS):
-        direction, fall = _direction(stack, gradient, steps, _held(inverse, at, len(ends)))
+        direction, fall = _direction(stack, gradient, steps, _held(inverse, at, len(ends)), unit)
         left = np.sqrt(np.abs(fall) / (1.0 + np.abs(value)))
         if (renew := pace.wants(left, fall < 0)).any():
             inverse[at[renew]] = inverse_curvatures(stack.take(renew), theta[renew])
             steps.forget(renew)
-            direction, fall = _direction(stack, gradient, steps, _held(inverse, at, len(ends)))
+            direction, fall = _direction(stack, gradient, steps, _held(inverse, at, len(ends)), unit)
             left = np.sqrt(np.abs(fall) / (1.0 + np.abs(value)))
         pace.see(left, renew)
         if (done := pace.done).any():
@@ -81,6 +82,7 @@ def minimise(stack: Stack, theta: Array, inverse: Array | None = None) -> Reache
             if not go.any():
                 break
             stack, at, steps, pace = stack.take(go), at[go], steps.take(go), pace.take(go)
+            unit = None if unit is None else unit[go]
             theta, value, gradient, direction, fall = (a[go] for a in (theta, value, gradient, direction, fall))
         moved, value, bent = _advance(stack, theta, value, direction, fall)
         steps.add(*(_parts(stack, change) for change in (moved - theta, bent - gradient)))
@@ -99,7 +101,8 @@ def inverse_curvatures(stack: Stack, theta: Array) -> Array:
         inverse = np.linalg.inv(curvature)
     except np.linalg.LinAlgError:
         inverse = np.stack([_inverse_or_nan(one) for one in curvature])
-    inverse[~(np.einsum("skk->sk", inverse).max(axis=1) < SINGULAR)] = np.nan
+    grown = np.einsum("skk->sk", inverse)
+    inverse[~((grown > 0.5) & (grown < SINGULAR)).all(axis=1)] = np.nan
     inverse *= scale[:, :, None]
     inverse *= scale[:, None, :]
     return inverse
@@ -140,13 +143,13 @@ class Steps:
         """The steps of these descents."""
         return Steps(*([part[at] for part in parts] for parts in (self.moved, self.bent, self.scale)))
 
-    def direction(self, gradient: Array, inverse: Array) -> Array:
+    def direction(self, gradient: Array, inverse: Array, unit: Array | None) -> Array:
         """B ∇F by the two-loop recursion around H⁻¹ (Nocedal & Wright, algorithm 7.4)."""
         shares: list[Array] = []
         for moved, bent, scale in zip(self.moved[::-1], self.bent[::-1], self.scale[::-1], strict=True):
             shares.append(scale * _dot(moved, gradient))
             gradient = gradient - shares[-1][:, None, None] * bent
-        step = gradient @ inverse
+        step = gradient @ inverse if unit is None else (gradient * unit[:, None]) @ inverse * unit[:, None]
         for moved, bent, scale, share in zip(self.moved, self.bent, self.scale, shares[::-1], strict=True):
             step += (share - scale * _dot(bent, step))[:, None, None] * moved
         return step
@@ -204,9 +207,9 @@ class Pace:
         return Pace(self.cost, *(a[at] for a in (self.first, self.age, self.best, self.stale, self.left)))
 
 
-def _direction(stack: Stack, gradient: Array, steps: Steps, inverse: Array) -> tuple[Array, Array]:
+def _direction(stack: Stack, gradient: Array, steps: Steps, inverse: Array, unit: Array | None) -> tuple[Array, Array]:
     """B ∇F, and ∇F·B∇F."""
-    direction = steps.direction(_parts(stack, gradient), inverse).reshape(gradient.shape)
+    direction = steps.direction(_parts(stack, gradient), inverse, unit).reshape(gradient.shape)
     return direction, _dot(gradient, direction)
 
 

@@ -27,7 +27,8 @@ class Recipe(Protocol):
     """How to train a model, and what to measure of it: all that the retraining family needs to know.
 
     A recipe may also have `fit_many(train, included, seeds)`, which trains many models at once, `measure_many(models,
-    query)`, and `batch`, how many at once; results must not depend on what else is in the batch.
+    query)`, and `batch`, how many at once, or `batch_on(train)` where that depends on the examples; results must not
+    depend on what else is in the batch. `pack(model)` and `unpack(arrays)` let models be kept on disk.
     """
 
     def fit(self, examples: Examples, seed: int | None = None) -> Any:
@@ -104,10 +105,9 @@ class SklearnRecipe:
             )
         return model.fit(examples.inputs, examples.labels, **{name: examples.weights})
 
-    @property
-    def batch(self) -> int:
-        """Subsets that are refitted at once where the estimator is linear; see `proponent.retrain.newton`."""
-        return newton.BATCH
+    def batch_on(self, train: Examples) -> int:
+        """Subsets that are refitted at once: many of a linear model, one of any other."""
+        return newton.BATCH if newton.supports(self.estimator, train) else 1
 
     def fit_many(self, train: Examples, included: Array, seeds: Array) -> list[Any]:
         """A model, or a Failure, for each subset: linear models all at once by Newton steps, others one by one."""
@@ -133,6 +133,19 @@ class SklearnRecipe:
             return self.fit(subset_of(train, row), seed)
         except Exception as error:  # whatever the estimator raises is a fact about this subset, recorded as such
             return Failure(f"{type(error).__name__}: {error}")
+
+    def measure_many(self, models: Sequence[Any], query: Examples) -> Array:
+        """(m, q) measurements; of linear models refitted together in one product."""
+        light = np.array([isinstance(model, newton.LIGHT) for model in models], dtype=bool)
+        measured = np.empty((len(models), len(query)))
+        if light.any() and not callable(self.measurement):
+            at = np.flatnonzero(light)
+            measured[at] = newton.measure_many([models[s] for s in at], query, self.measurement)
+        else:
+            light[:] = False
+        for s in np.flatnonzero(~light):
+            measured[s] = self.measure(models[s], query)
+        return measured
 
     def measure(self, model: Any, query: Examples) -> Array:
         """(q,) the measurement of each query by a fitted model, from its public predictions alone.
