@@ -47,7 +47,7 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     return _times(a, b) if available() and _suits(a, b) else a @ b
 
 
-class _Fast(TorchDispatchMode):
+class _Fast(TorchDispatchMode):  # type: ignore[misc]
     """Sees every operation of this thread below autograd, and answers the products itself."""
 
     def __torch_dispatch__(
