@@ -175,6 +175,56 @@ def run_attribution(settings: object) -> None:
 
 
 @app.command()
+def evaluate(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="A Python file as for `attribute`, with recipe(): how to train again. The file is run."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas, ekfac,graddot; by default what fits, and the baselines.")
+    ] = None,
+    subsets: Annotated[int, typer.Option(help="Random subsets that are trained on.")] = 50,
+    fraction: Annotated[float, typer.Option(help="Of the training examples in a subset.")] = 0.5,
+    repeats: Annotated[
+        int, typer.Option(help="Models per subset under different seeds; 2 or more give the noise ceiling.")
+    ] = 1,
+    out: Annotated[str | None, typer.Option(help="The run directory; runs/NAME-evaluation by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="How many train at once.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    config: Annotated[
+        str | None, typer.Option(help="Repeat the run of this config.yaml, elsewhere with --out.")
+    ] = None,
+) -> None:
+    """Judge methods by how well they predict what retraining on subsets does.
+
+    Writes evaluation.csv and report.html to the run directory. A killed run, started again with the same command, goes
+    on where it stopped; one with more subsets trains only those that are new.
+    """
+    from proponent.experiment.evaluation_settings import EvaluationSettings
+
+    def settings() -> EvaluationSettings:
+        if config is not None:
+            repeated = EvaluationSettings.from_yaml(config)
+            return repeated if out is None else replace(repeated, out=out)
+        if experiment is None:
+            raise InputError("no experiment file", "one", "proponent evaluate experiment.py")
+        where = out or str(Path("runs") / f"{Path(experiment).stem}-evaluation")
+        return EvaluationSettings(experiment, where, methods, subsets, fraction, repeats, workers, seed)
+
+    _guarded(lambda: run_evaluation(settings()))
+
+
+def run_evaluation(settings: object) -> None:
+    """Evaluate, and print what was found."""
+    from proponent.experiment.evaluate import run_evaluation as run
+    from proponent.experiment.evaluation_settings import EvaluationSettings
+    from proponent.report.evaluation_terminal import summarise
+
+    assert isinstance(settings, EvaluationSettings)
+    summarise(run(settings), Console(), settings.out)
+
+
+@app.command()
 def plan(
     experiment: Annotated[str, typer.Argument(help="A Python file as for `attribute`. The file is run.")],
 ) -> None:

@@ -16,7 +16,6 @@ import threadpoolctl
 
 from proponent.progress import track
 
-
 ROUND = 64
 """Calls in flight where a back end gives no results before all are there."""
 

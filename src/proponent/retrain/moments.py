@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+ALIKE = 1e-20
+"""Share of the largest deviation, squared, below which draws differ by rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,22 +26,26 @@ class Moments:
         count: (n, 1) draws of each example.
         mean: (n, c) of each example and column; 0 where there was no draw.
         deviations: (n, c) Σ (draw − mean)².
+        largest: (1, c) of all examples, how far a draw was from the mean of those before it.
     """
 
     count: Array
     mean: Array
     deviations: Array
+    largest: Array
 
     @classmethod
     def empty(cls, n: int, columns: int) -> Moments:
         """Nothing seen yet."""
-        return cls(np.zeros((n, 1), np.int64), np.zeros((n, columns)), np.zeros((n, columns)))
+        return cls(np.zeros((n, 1), np.int64), *np.zeros((2, n, columns)), np.zeros((1, columns)))
 
     @classmethod
     def of_draw(cls, draw: Array) -> Moments:
         """One draw of (n, c); an example that is NaN was not drawn."""
-        drawn = ~np.isnan(draw).any(axis=1, keepdims=True)
-        return cls(drawn.astype(np.int64), np.where(drawn, draw, 0.0), np.zeros_like(draw))
+        drawn = np.asarray(~np.isnan(draw).any(axis=1, keepdims=True))
+        return cls(
+            drawn.astype(np.int64), np.where(drawn, draw, 0.0), np.zeros_like(draw), np.zeros((1, draw.shape[1]))
+        )
 
     @classmethod
     def of_rows(cls, member: Array, measured: Array) -> Moments:
@@ -55,7 +61,8 @@ class Moments:
         count = z.sum(axis=0)[:, None]
         mean = summed(z, y) / np.maximum(count, 1)
         deviations = np.maximum(summed(z, y**2) - count * mean**2, 0.0)
-        return cls(count.astype(np.int64), np.where(count > 0, mean + origin, 0.0), deviations)
+        largest = np.abs(y).max(axis=(0, 1), keepdims=True)[0]
+        return cls(count.astype(np.int64), np.where(count > 0, mean + origin, 0.0), deviations, largest)
 
     def merged(self, other: Moments) -> Moments:
         """The draws of both."""
@@ -63,7 +70,11 @@ class Moments:
         share = other.count / np.maximum(count, 1)
         gap = other.mean - self.mean
         deviations = self.deviations + other.deviations + gap**2 * (self.count * share)
-        return Moments(count, self.mean + gap * share, deviations)
+        between = np.where((self.count > 0) & (other.count > 0), np.abs(gap), 0.0).max(
+            axis=0, keepdims=True, initial=0.0
+        )
+        largest = np.maximum(np.maximum(self.largest, other.largest), between)
+        return Moments(count, self.mean + gap * share, deviations, largest)
 
     @property
     def variance(self) -> Array:
@@ -72,8 +83,14 @@ class Moments:
 
     @property
     def stderr(self) -> Array:
-        """(n, c) of the mean; NaN below two draws."""
-        return np.sqrt(self.variance / np.maximum(self.count, 1))
+        """(n, c) of the mean; NaN below two draws.
+
+        Draws of an example that all agree do not prove that the next would: it counts as if one of them had been off by
+        the largest deviation that was seen of any example.
+        """
+        count = np.maximum(self.count, 1)
+        seen_none = self.variance <= ALIKE * self.largest**2
+        return np.sqrt(np.where(seen_none, self.largest**2 / count, self.variance) / count)
 
 
 def summed(member: Array, measured: Array) -> Array:

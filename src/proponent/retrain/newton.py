@@ -9,20 +9,18 @@ where none is reached, is fitted by scikit-learn.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from proponent.errors import InputError, UnsupportedModel
 from proponent.examples import Examples
 from proponent.retrain.newton_chains import optima
 from proponent.retrain.newton_models import FittedClassifier, FittedRegression
 from proponent.retrain.newton_models import measure_many as measure_many
-from proponent.retrain.newton_problem import KINDS, Family, Linear, read
+from proponent.retrain.newton_problem import Family, Linear, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,7 +37,7 @@ def why_not(estimator: Any, train: Examples) -> str | None:
     >>> from sklearn.tree import DecisionTreeClassifier
     >>> train = Examples.of((np.eye(4), [0, 1, 0, 1]))
     >>> why_not(LogisticRegression(), train) is None, why_not(DecisionTreeClassifier(), train)
-    (True, 'a DecisionTreeClassifier')
+    (True, 'DecisionTreeClassifier')
     """
     try:
         _linear(estimator, train)
@@ -53,12 +51,12 @@ def supports(estimator: Any, train: Examples) -> bool:
     return why_not(estimator, train) is None
 
 
-def fit_many(estimator: Any, train: Examples, included: Array, seeds: Array) -> list[Any]:
-    """A fitted model, or a Failure, for each subset.
+def fit_many(estimator: Any, train: Examples, included: Array) -> list[Any]:
+    """A fitted model for each subset; None where no finite optimum was reached, which is for scikit-learn to fit.
 
     >>> from sklearn.linear_model import LogisticRegression
     >>> train = Examples.of((np.arange(6.0)[:, None], [0, 0, 1, 0, 1, 1]))
-    >>> half, whole = fit_many(LogisticRegression(), train, np.array([[1, 0, 1, 0, 1, 1], [1] * 6]), np.zeros(2))
+    >>> half, whole = fit_many(LogisticRegression(), train, np.array([[1, 0, 1, 0, 1, 1], [1] * 6]))
     >>> whole.predict([[0.0], [5.0]]).tolist(), bool(half.intercept_[0] != whole.intercept_[0])
     ([0, 1], True)
 
@@ -66,7 +64,6 @@ def fit_many(estimator: Any, train: Examples, included: Array, seeds: Array) -> 
         estimator: one that `supports` says yes to; its parameters are read, it is never changed.
         train: the training examples.
         included: (s, n) how often each subset holds each training row.
-        seeds: (s,) used only where scikit-learn fits, since an optimum has nothing random about it.
 
     Raises:
         UnsupportedModel: the estimator is not a linear model with a smooth L2 objective.
@@ -76,10 +73,7 @@ def fit_many(estimator: Any, train: Examples, included: Array, seeds: Array) -> 
     which = [first.setdefault(row.tobytes(), len(first)) for row in included]
     distinct = np.frombuffer(b"".join(first), dtype=included.dtype).reshape(len(first), -1)
     fitted = _fit_distinct(linear, distinct)
-    return [
-        fitted[at] if fitted[at] is not None else _by_scikit_learn(estimator, train, row, int(seed))
-        for at, row, seed in zip(which, included, seeds, strict=True)
-    ]
+    return [fitted[at] for at in which]
 
 
 def _fit_distinct(linear: Linear, included: Array) -> list[Any]:
@@ -104,18 +98,6 @@ def _families(linear: Linear, counts: Array) -> Iterator[tuple[Family, Array]]:
     yield linear.main, np.flatnonzero(several > 2)
     for pair in np.unique(present[several == 2], axis=0):
         yield linear.of_two(*np.flatnonzero(pair)), np.flatnonzero((present == pair).all(axis=1))
-
-
-def _by_scikit_learn(estimator: Any, train: Examples, row: Array, seed: int) -> Any:
-    """scikit-learn's own fit."""
-    from proponent.retrain.recipe import Failure, SklearnRecipe  # recipe imports this module
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        try:
-            return SklearnRecipe(estimator).fit(train.take(np.repeat(np.arange(len(row)), row)), seed)
-        except Exception as error:  # whatever the estimator raises is a fact about this subset
-            return Failure(f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)

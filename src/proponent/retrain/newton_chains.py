@@ -18,7 +18,7 @@ from proponent.retrain.newton_stack import Stack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NEAR = 0.05
+NEAR = 0.25
 """The share of the training weight from which a subset starts at the optimum of all rows."""
 
 OWN = 30.0
@@ -26,6 +26,9 @@ OWN = 30.0
 
 SIDE_BY_SIDE = 512
 """The most subsets that are solved at once."""
+
+ABREAST, SHORTEST = 128, 8
+"""Chains that should go side by side, and the shortest into which longer ones are cut for that."""
 
 NUMBERS = 2**23
 """Numbers that their curvatures, or their logits, may take."""
@@ -39,7 +42,7 @@ def optima(family: Family, counts: Array) -> tuple[Array, Array]:
         counts: (s, n) how often each subset holds each training row.
     """
     theta, optimal = family.zeros(len(counts)), np.zeros(len(counts), dtype=bool)
-    starts = chain_starts(counts)
+    starts = _cut(chain_starts(counts), len(counts), _worth(family, counts[:1]))
     lengths = np.diff(np.append(starts, len(counts)))
     alone, chained = starts[lengths == 1], np.flatnonzero(lengths > 1)
     longest = chained[np.argsort(-lengths[chained], kind="stable")]
@@ -64,6 +67,18 @@ def chain_starts(counts: Array) -> Array:
     return np.flatnonzero(np.append(True, differ != 1))
 
 
+def _worth(family: Family, counts: Array) -> int:
+    """How long a chain must be to be worth its first optimum, which takes some new curvatures where others take some steps."""
+    return SHORTEST + int(renewal_cost(family.stack(counts)))
+
+
+def _cut(starts: Array, count: int, shortest: int) -> Array:
+    """Chains cut into shorter ones where few are left to go side by side."""
+    length = max(shortest, count // ABREAST)
+    ends = np.append(starts[1:], count)
+    return np.concatenate([np.arange(a, b, length) for a, b in zip(starts, ends, strict=True)])
+
+
 def _parts(family: Family, items: Array) -> Iterator[Array]:
     """As many at once as memory allows."""
     rows, outputs = len(family.linear.labels), family.loss.outputs
@@ -75,7 +90,7 @@ def _parts(family: Family, items: Array) -> Iterator[Array]:
 def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iterator[tuple[Array, Reached]]:
     """The optima of the first subsets of all chains, the second ones, and so on; the longest chain comes first."""
     stack = family.stack(counts[starts])
-    reached = minimise(stack, family.zeros(len(starts)))
+    reached = _first(family, stack, counts[starts])
     yield starts, reached
     for step in range(1, int(lengths[0])):
         going = int((lengths > step).sum())
@@ -91,6 +106,17 @@ def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iter
             inverse[lost] = inverse_curvatures(stack.take(lost), theta[lost])
         reached = minimise(stack, theta, inverse)
         yield rows, reached
+
+
+def _first(family: Family, stack: Stack, counts: Array) -> Reached:
+    """The optima of the first subsets of chains, each with an inverse curvature of its own."""
+    theta = family.zeros(len(stack))
+    near = counts @ family.linear.weight >= NEAR * family.linear.weight.sum()
+    if near.any() and family.whole is not None:
+        theta[near] = family.whole.theta
+    if stack.absent is not None:
+        theta[stack.absent] = 0.0
+    return minimise(stack, theta)
 
 
 def _apart(family: Family, stack: Stack, share: float) -> Reached:

@@ -111,7 +111,9 @@ class Linear:
 
     def posed(self, counts: Array) -> Array:
         """(s,) whether there is something to fit: a row, and for a classifier two classes."""
-        return counts.any(axis=1) if self.classes is None else self.present(counts).sum(axis=1) > 1
+        if self.classes is None:
+            return np.asarray(counts.any(axis=1))
+        return np.asarray(self.present(counts).sum(axis=1) > 1)
 
     @cached_property
     def main(self) -> Family:
@@ -296,6 +298,7 @@ def _objective(final: Any, labels: Array, classes: Array | None) -> Objective:
     objective = objective_of(ridge, labels, classes)
     if final.class_weight in (None, "balanced"):
         return objective
+    assert classes is not None
     per_class = compute_class_weight(final.class_weight, classes=classes, y=labels)
     return replace(objective, weight=per_class[np.searchsorted(classes, labels)])
 

@@ -114,15 +114,16 @@ class SklearnRecipe:
         if train.labels is None:
             raise InputError("training examples without labels", "labels", "pass (inputs, labels)")
         models: list[Any] = [None] * len(included)
-        for s in np.flatnonzero([not self._learns(train.labels[row > 0]) for row in included]):
-            models[s] = Prior.of(self.estimator, train, included[s])
-        rest = np.array([s for s, model in enumerate(models) if model is None], dtype=np.int64)
-        if len(rest) and newton.supports(self.estimator, train):
-            fitted = newton.fit_many(self.estimator, train, included[rest], seeds[rest])
-        else:
-            fitted = [self._attempt(train, included[s], int(seeds[s])) for s in rest]
-        for s, model in zip(rest, fitted, strict=True):
-            models[s] = model
+        for s, row in enumerate(included):
+            if not self._learns(train.labels[row > 0]):
+                models[s] = Prior.of(self.estimator, train, row)
+        rest = [s for s, model in enumerate(models) if model is None]
+        if rest and newton.supports(self.estimator, train):
+            for s, model in zip(rest, newton.fit_many(self.estimator, train, included[rest]), strict=True):
+                models[s] = model
+        for s in rest:
+            if models[s] is None:
+                models[s] = self._attempt(train, included[s], int(seeds[s]))
         return models
 
     def _learns(self, labels: Array) -> bool:
@@ -136,14 +137,14 @@ class SklearnRecipe:
 
     def measure_many(self, models: Sequence[Any], query: Examples) -> Array:
         """(m, q) measurements; of linear models refitted together in one product."""
-        light = np.array([isinstance(model, newton.LIGHT) for model in models], dtype=bool)
         measured = np.empty((len(models), len(query)))
-        if light.any() and not callable(self.measurement):
-            at = np.flatnonzero(light)
-            measured[at] = newton.measure_many([models[s] for s in at], query, self.measurement)
+        light = [s for s, model in enumerate(models) if isinstance(model, newton.LIGHT)]
+        if light and not callable(self.measurement):
+            measured[light] = newton.measure_many([models[s] for s in light], query, self.measurement)
+            rest = sorted(set(range(len(models))) - set(light))
         else:
-            light[:] = False
-        for s in np.flatnonzero(~light):
+            rest = list(range(len(models)))
+        for s in rest:
             measured[s] = self.measure(models[s], query)
         return measured
 

@@ -232,8 +232,8 @@ class PairSums:
 
     def with_rows(self, member: Array, measured: Array) -> PairSums:
         """More pairs, rows 2k and 2k + 1; one with a failed fit counts as no pair."""
-        fitted = ~np.isnan(measured).any(axis=(1, 2))
-        at = 2 * np.flatnonzero(fitted[0::2] & fitted[1::2])
+        fitted = np.asarray(~np.isnan(measured).any(axis=(1, 2)))
+        at = 2 * np.flatnonzero(np.logical_and(fitted[0::2], fitted[1::2]))
         if not len(at):
             return self
         origin = measured[np.r_[at, at + 1]].mean(axis=0) if self.origin is None else self.origin
@@ -255,11 +255,11 @@ class PairSums:
                 summed(only_z, x) + summed(only_w, y),
             ),
         )
-        summed = [
+        sums = [
             tuple(a + b for a, b in zip(old, more, strict=True))
             for old, more in zip((self.both, self.none, self.one), new, strict=True)
         ]
-        return PairSums(self.count + len(at), origin, *summed)
+        return PairSums(self.count + len(at), origin, *sums)
 
     def covariance(self, inside: Moments, outside: Moments) -> Array:
         """(n, c) Σ over pairs of e_s e_s'."""
@@ -274,4 +274,3 @@ class PairSums:
         count, product, with_it, without = self.one
         of_one = product - b * with_it - a * without + count * a * b
         return np.asarray(of_both / m1**2 + of_none / m0**2 - of_one / (m1 * m0))
-
