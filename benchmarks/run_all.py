@@ -20,6 +20,9 @@ SCRIPTS = (
     "label_errors.py",
     "removal.py",
     "kill_audit.py",
+    "memorization.py",
+    "data_cleaning.py",
+    "banks.py",
 )
 
 if __name__ == "__main__":

@@ -6,37 +6,70 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Adam": "proponent.retrain.torch_recipe",
+    "AdamW": "proponent.retrain.torch_recipe",
     "Attribution": "proponent.attribution",
+    "Banzhaf": "proponent.methods.banzhaf",
+    "BetaShapley": "proponent.methods.beta_shapley",
+    "Budget": "proponent.retrain.stopping",
+    "ClassWiseShapley": "proponent.methods.class_wise_shapley",
     "Damping": "proponent.curvature.damping",
     "DataOOB": "proponent.methods.data_oob",
+    "Datamodel": "proponent.methods.datamodel",
     "Description": "proponent.examples",
     "Diagonal": "proponent.curvature.kinds",
+    "Downsampling": "proponent.methods.downsampling",
     "EKFAC": "proponent.curvature.kinds",
     "Examples": "proponent.examples",
     "FingerprintMismatch": "proponent.errors",
+    "FunctionRecipe": "proponent.retrain.recipe",
+    "Game": "proponent.retrain.game",
     "GradCos": "proponent.methods.grad_dot",
     "GradDot": "proponent.methods.grad_dot",
     "Influence": "proponent.methods.influence",
     "InputError": "proponent.errors",
+    "Interrupted": "proponent.retrain.run",
     "KFAC": "proponent.curvature.kinds",
     "KNNShapley": "proponent.methods.knn_shapley",
     "LabelEvidence": "proponent.methods.label_evidence",
+    "LeastCore": "proponent.methods.least_core",
     "LeaveOneOut": "proponent.methods.leave_one_out",
+    "Ledger": "proponent.retrain.ledger",
     "MissingExtra": "proponent.errors",
     "NotConverged": "proponent.errors",
     "Plan": "proponent.methods.plan",
     "ProponentError": "proponent.errors",
     "ProponentWarning": "proponent.errors",
+    "RankStability": "proponent.retrain.stopping",
+    "SGD": "proponent.retrain.torch_recipe",
+    "Schedule": "proponent.retrain.torch_recipe",
+    "Shapley": "proponent.methods.shapley",
     "SklearnRecipe": "proponent.retrain.recipe",
+    "StandardError": "proponent.retrain.stopping",
+    "Subsets": "proponent.retrain.subsets",
     "Task": "proponent.task",
+    "TorchRecipe": "proponent.retrain.torch_recipe",
     "TracIn": "proponent.methods.tracin",
     "UnsupportedModel": "proponent.errors",
     "Values": "proponent.attribution",
+    "all_subsets": "proponent.retrain.subsets",
     "applications": "proponent.applications",
     "attribute": "proponent.methods.auto",
-    "audit": "proponent.audit.run",
+    "audit": "proponent.audit",
+    "bernoulli": "proponent.retrain.subsets",
+    "bootstraps": "proponent.retrain.subsets",
     "check_capture": "proponent.capture.check",
+    "each_left_out": "proponent.retrain.subsets",
+    "evaluate": "proponent.evaluate",
+    "fractions": "proponent.retrain.subsets",
+    "full": "proponent.retrain.subsets",
+    "groups_left_out": "proponent.retrain.subsets",
+    "halves": "proponent.retrain.subsets",
+    "open_ledger": "proponent.retrain.trained",
+    "permutations": "proponent.retrain.subsets",
     "plan": "proponent.methods.plan",
+    "retrain": "proponent.retrain",
+    "without": "proponent.retrain.subsets",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
@@ -48,7 +81,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'proponent' has no attribute {name!r}")
     module = import_module(_HOMES[name])
-    return module if name == "applications" else getattr(module, name)
+    return module if name in ("applications", "audit", "evaluate", "retrain") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

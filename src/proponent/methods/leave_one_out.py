@@ -19,9 +19,10 @@ from proponent.convex.removal import Neighbourhood, Removals, neighbourhood, rem
 from proponent.errors import InputError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
 from proponent.methods.convex_fit import ConvexFit, Queries
+from proponent.methods.refits import FittedRefits
+from proponent.methods.retraining import Retraining
 from proponent.progress import track
-from proponent.retrain.maps import one_thread, pmap, tmap
-from proponent.retrain.recipe import SklearnRecipe
+from proponent.retrain.maps import one_thread, tmap
 from proponent.store.matrix import MatrixStore, require_memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,6 +41,7 @@ class LeaveOneOut:
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import StandardScaler
+    >>> from proponent.retrain.recipe import SklearnRecipe
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> recipe = SklearnRecipe(make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=1000)))
     >>> scores = LeaveOneOut().fit(recipe, (X[:400], y[:400])).score((X[400:410], y[400:410]))
@@ -51,10 +53,10 @@ class LeaveOneOut:
     Args:
         steps: 1: one Newton step (approximate leave-one-out, no bounds); 2: one more, with bounds `lower` and `upper`
             that contain the score of the exact refit; "exact": Newton steps until the bounds are tight to 1e-9;
-            "refit": n refits by the estimator itself, for any estimator, without bounds.
+            "refit": n refits of any recipe, without bounds.
         tolerance: rows whose certified distance exceeds this share of their step get more steps (steps=2), and so do
             rows whose bounds are wider than a hundredth of the score for most queries.
-        workers: processes for steps="refit".
+        repeats: training seeds for steps="refit": scores are means over them, with a standard error.
 
     Raises:
         UnsupportedModel: the model is not a smooth convex problem (unless steps="refit").
@@ -67,22 +69,29 @@ class LeaveOneOut:
 
     steps: Literal[1, 2, "exact", "refit"] = 2
     tolerance: float = 1e-3
-    workers: int = 1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.steps not in (1, 2, "exact", "refit"):
             raise InputError(f"steps={self.steps!r}", "1, 2, 'exact' or 'refit'", "choose one of these")
+        if self.repeats < 1 or (self.repeats > 1 and self.steps != "refit"):
+            raise InputError(
+                f"repeats={self.repeats} with steps={self.steps!r}", "one, or more to refit", "pass steps='refit'"
+            )
 
-    def fit(self, recipe: Any, train: Any) -> FittedLeaveOneOut | FittedRefits:
+    def fit(
+        self, recipe: Any, train: Any, *, ledger: str | Path | None = None, workers: int | None = None
+    ) -> FittedLeaveOneOut | FittedRefits:
         """Fit the recipe once and prepare all removals.
 
         Args:
-            recipe: a SklearnRecipe, or a scikit-learn estimator.
+            recipe: a SklearnRecipe, or a scikit-learn estimator; any recipe for steps="refit".
             train: Examples, or (inputs, labels).
+            ledger: for steps="refit", a directory that keeps every training.
+            workers: for steps="refit", models trained at once; None takes what `joblib.parallel_config` says, or 1.
         """
         if self.steps == "refit":
-            recipe = recipe if isinstance(recipe, SklearnRecipe) else SklearnRecipe(recipe)
-            return FittedRefits(self, recipe, Examples.of(train))
+            return FittedRefits(Retraining.of(recipe, train, None, ledger, workers), self.repeats, asdict(self))
         fit = ConvexFit.of(recipe, train)
         problem = fit.model.problem
         if problem.parameters > MAX_DENSE:
@@ -311,37 +320,3 @@ def means_over_queries(part: dict[str, Array]) -> dict[str, Array]:
     spread = score.std(axis=0, ddof=1) if len(score) > 1 else np.full(score.shape[1], np.nan)
     extra = {"stderr": spread / np.sqrt(len(score)), "magnitude": np.abs(score).mean(axis=0)}
     return {name: column.mean(axis=0) for name, column in part.items()} | extra
-
-
-@dataclass(frozen=True)
-class FittedRefits:
-    """Leave-one-out by n refits of the estimator itself."""
-
-    spec: LeaveOneOut
-    recipe: SklearnRecipe
-    train: Examples
-
-    def score(self, query: Any, *, rows: Sequence[Any] | None = None) -> Attribution:
-        """Scores by refitting without each row; a refit that fails leaves NaN and a warning, never a zero."""
-        start = time.perf_counter()
-        queries = Examples.of(query)
-        train = self.train if rows is None else self.train.take(self.train.positions(list(rows)))
-        full = self.recipe.measure(self.recipe.fit(self.train, seed=0), queries)
-
-        def without(at: int) -> Array:
-            kept = np.delete(np.arange(len(self.train)), at)
-            try:
-                return full - self.recipe.measure(self.recipe.fit(self.train.take(kept), seed=0), queries)
-            except ValueError:
-                return np.full(len(full), np.nan)
-
-        columns = list(pmap(without, [int(i) for i in self.train.positions(train.ids)], "refits", self.spec.workers))
-        score = np.stack(columns, axis=1)
-        failed = np.isnan(score).all(axis=0)
-        if failed.any():
-            warnings.warn(f"{int(failed.sum())} refits failed; their scores are NaN.", ProponentWarning, stacklevel=2)
-        attributes = {
-            "settings": {**asdict(self.spec), "measurement": self.recipe.measurement},
-            "seconds": time.perf_counter() - start,
-        }
-        return Attribution.of(score, query=queries, train=train, method="LeaveOneOut, refits", attributes=attributes)

@@ -77,7 +77,7 @@ class TorchRecipe:
 
     make_model: Callable[..., nn.Module]
     loss: Any = "cross_entropy"
-    optimizer: Optimizer | str = AdamW()
+    optimizer: Optimizer | str = "adamw"
     schedule: Schedule | str | Callable[..., float] = "cosine"
     epochs: int = 20
     batch_size: int = 64

@@ -58,7 +58,9 @@ def why_one_by_one(make_model: MakeModel, data: Data, loss: Any) -> str | None:
 
 def _agree(together: Tensor, apart: Sequence[Tensor]) -> bool:
     tolerance = 100 * torch.finfo(together.dtype).eps ** 0.75
-    return all(torch.allclose(together[m, : len(own)], own, rtol=tolerance, atol=tolerance) for m, own in enumerate(apart))
+    return all(
+        torch.allclose(together[m, : len(own)], own, rtol=tolerance, atol=tolerance) for m, own in enumerate(apart)
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -30,19 +30,18 @@ class OutputGradient(Protocol):
 class SoftmaxGradient:
     """p − y of cross-entropy, with the label y smoothed; 0 where the target is ignored."""
 
-    def __init__(self, loss: CrossEntropy, targets: Tensor, outputs: int) -> None:
+    def __init__(self, loss: CrossEntropy, targets: Tensor, outputs: int, like: Tensor) -> None:
         require_classes(targets, outputs, loss.ignore_index)
         live = targets != loss.ignore_index
         self.classes = torch.where(live, targets, 0).long()
         self.live = None if bool(live.all()) else live
         self.even = loss.label_smoothing / outputs
-        self.own = torch.full((1, 1, 1), loss.label_smoothing - 1.0, device=targets.device)
+        self.own = like.new_full((1, 1, 1), loss.label_smoothing - 1.0)
 
     def __call__(self, output: Tensor, rows: Tensor, weights: Tensor, out: Tensor) -> None:
         k, _, b = output.shape
         torch.ops.aten._softmax.out(output, 1, False, out=out)
-        own = self.own.to(out.dtype).expand(k, 1, b)
-        out.scatter_add_(1, self.classes[rows].view(k, 1, b), own)
+        out.scatter_add_(1, self.classes[rows].view(k, 1, b), self.own.expand(k, 1, b))
         if self.even:
             out.sub_(self.even)
         if self.live is not None:
@@ -65,12 +64,12 @@ class LossGradient:
         out.copy_(found.view(k, b, o).mT)
 
 
-def output_gradient(loss: Any, targets: Tensor, outputs: int) -> OutputGradient:
-    """The quickest for a loss.
+def output_gradient(loss: Any, targets: Tensor, outputs: int, like: Tensor) -> OutputGradient:
+    """The quickest for a loss; `like` is in the outputs' precision.
 
     Raises:
         InputError: targets that are not the model's classes.
     """
     if type(loss) is CrossEntropy and targets.ndim == 1:
-        return SoftmaxGradient(loss, targets, outputs)
+        return SoftmaxGradient(loss, targets, outputs, like)
     return LossGradient(loss, targets)

@@ -42,7 +42,9 @@ class Training:
         """A model trained alone, by the plain loop."""
         with randomness_kept():
             model = made(self.make_model, seed).train()
-            descend(OneModel(model, data, self.loss), self.optimizer, self.schedule, self._batches(data, [rows], [seed]))
+            descend(
+                OneModel(model, data, self.loss), self.optimizer, self.schedule, self._batches(data, [rows], [seed])
+            )
             return self._finished(named_tensors(model))
 
     def many(self, data: Data, rows: Sequence[Tensor], seeds: Sequence[int], at_once: int) -> list[Any]:
@@ -75,7 +77,7 @@ class Training:
 
     def _perceptrons(self, layers: Sequence[Dense], data: Data, rows: list[Tensor], seeds: list[int]) -> list[Any]:
         assert data.targets is not None
-        gradient = output_gradient(self.loss, data.targets, layers[-1].outputs)
+        gradient = output_gradient(self.loss, data.targets, layers[-1].outputs, data.inputs)
         batch = max(1, min(self.batch_size, len(rows[0])))
         network = StackedMLP(layers, len(seeds), data, gradient, batch)
         return self._stacked(network, network.tensors, data, rows, seeds)
