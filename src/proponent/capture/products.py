@@ -1,7 +1,7 @@
 """Matrix products in single precision on a CPU, by the faster of the two libraries that PyTorch brings.
 
-PyTorch takes MKL, which on processors with 512-bit vectors that are not Intel's runs at half the speed of oneDNN. Both compute
-in full single precision; sums are taken in another order.
+PyTorch takes MKL, which on AMD's processors with 512-bit vectors runs at half the speed of oneDNN. Both compute in full single
+precision; sums are taken in another order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WORTHWHILE = 2**20
 """Multiplications below which the way to the other library costs more than it saves."""
 
+FREED = 2**24
+"""Bytes that are taken and given back once; see `keep_freed_memory`."""
+
 
 def fast_products() -> AbstractContextManager[object]:
     """Inside it, large products in single precision go to oneDNN, the model's own too; nothing changes where it is absent.
@@ -28,14 +31,33 @@ def fast_products() -> AbstractContextManager[object]:
     >>> product.tolist()
     [[5.0, 14.0], [14.0, 50.0]]
     """
-    return _Fast() if available() else nullcontext()
+    if not available():
+        return nullcontext()
+    keep_freed_memory()
+    return _Fast()
 
 
 @cache
 def available() -> bool:
-    """Whether oneDNN's product is there, and this processor is of the kind on which it is faster."""
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return wide and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """On AMD's CPUs with AVX-512, for which MKL has AVX2 code only; and where oneDNN's operator does what it should."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not (known.get("avx512_f") and "AMD" in str(known.get("cpu_name")) and torch.backends.mkl.is_available()):
+        return False
+    a, b = torch.arange(12.0).view(3, 4), torch.arange(20.0).view(5, 4)
+    try:
+        return bool(torch.allclose(rows_by_rows(a, b), a @ b.T))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+@cache
+def keep_freed_memory() -> int:
+    """Let the C library keep blocks of megabytes that are freed, as it does once one of them was.
+
+    Otherwise each product of oneDNN, which cannot write to a given place, gets fresh pages from the system, and fetching
+    these takes longer than the product.
+    """
+    return len(torch.empty(FREED, dtype=torch.uint8))
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -61,10 +83,15 @@ class _Fast(TorchDispatchMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {}))
 
 
+def rows_by_rows(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a bᵀ + bias by oneDNN; the operator is the one that torch.compile emits for linear layers."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b, bias, "none", [], "")
+    return product
+
+
 def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(_dense(a), _dense(b.mT), bias, "none", [], "")
-    return product
+    return rows_by_rows(_dense(a), _dense(b.mT), bias)
 
 
 def _dense(a: Tensor) -> Tensor:

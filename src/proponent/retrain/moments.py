@@ -37,7 +37,7 @@ class Moments:
     @classmethod
     def empty(cls, n: int, columns: int) -> Moments:
         """Nothing seen yet."""
-        return cls(np.zeros((n, 1), np.int64), *np.zeros((2, n, columns)), np.zeros((1, columns)))
+        return cls(np.zeros((n, 1), np.int64), np.zeros((n, columns)), np.zeros((n, columns)), np.zeros((1, columns)))
 
     @classmethod
     def of_draw(cls, draw: Array) -> Moments:

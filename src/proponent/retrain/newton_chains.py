@@ -18,9 +18,6 @@ from proponent.retrain.newton_stack import Stack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NEAR = 0.25
-"""The share of the training weight from which a subset starts at the optimum of all rows."""
-
 OWN = 30.0
 """The cost of an inverse curvature, in steps, up to which each subset may have its own from the beginning."""
 
@@ -49,10 +46,10 @@ def optima(family: Family, counts: Array) -> tuple[Array, Array]:
     for at in _parts(family, longest):
         for rows, reached in _along(family, counts, starts[at], lengths[at]):
             theta[rows], optimal[rows] = reached.theta, reached.optimal
-    share = np.round(counts[alone] @ family.linear.weight / family.linear.weight.sum(), 1)
-    for common in np.unique(share):
-        for rows in _parts(family, alone[share == common]):
-            reached = _apart(family, family.stack(counts[rows]), float(common))
+    shares = family.shares(counts[alone])
+    for share in np.unique(shares):
+        for rows in _parts(family, alone[shares == share]):
+            reached = _apart(family, family.stack(counts[rows]), family.typical(share))
             theta[rows], optimal[rows] = reached.theta, reached.optimal
     return theta, optimal
 
@@ -108,32 +105,37 @@ def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iter
         yield rows, reached
 
 
-def _first(family: Family, stack: Stack, counts: Array) -> Reached:
+def _first(family: Family, stack: Stack, shares: Array) -> Reached:
     """The optima of the first subsets of chains, each with an inverse curvature of its own."""
-    theta = family.zeros(len(stack))
-    near = counts @ family.linear.weight >= NEAR * family.linear.weight.sum()
-    if near.any() and family.whole is not None:
-        theta[near] = family.whole.theta
-    if stack.absent is not None:
-        theta[stack.absent] = 0.0
-    return minimise(stack, theta)
+    theta, inverse = family.zeros(len(stack)), np.empty((len(stack), stack.order, stack.order))
+    for share in np.unique(shares):
+        at, typical = shares == share, family.typical(share)
+        if typical is None:
+            inverse[at] = inverse_curvatures(stack.take(at), theta[at])
+        else:
+            theta[at], inverse[at] = _started(stack.take(at), typical)
+    return minimise(stack, theta, inverse)
 
 
-def _apart(family: Family, stack: Stack, share: float) -> Reached:
-    """The optima of subsets with about the same share of the training weight."""
-    whole = family.whole if share >= NEAR else None
-    inverse = whole.inverse(share) if whole else None
-    if whole is None or inverse is None:
-        return minimise(stack, family.zeros(len(stack)))
-    # In units of 1/√λ_sp all subsets are penalised alike, which is where their curvatures are alike.
-    unit = np.where(stack.penalty > 0, np.sqrt(whole.penalty / np.where(stack.penalty > 0, stack.penalty, 1.0)), 1.0)
-    theta = whole.theta * unit[:, None]
+def _started(stack: Stack, typical: Typical) -> tuple[Array, Array]:
+    """Parameters (s, c, p) and inverse curvatures (s, k, k) to start with."""
+    unit = typical.unit(stack.penalty)
+    theta = typical.theta * unit[:, None]
     if stack.absent is not None:
         theta[stack.absent] = 0.0
     unit = np.tile(unit, stack.order // unit.shape[1])
+    return theta, typical.inverse * unit[:, :, None] * unit[:, None, :]
+
+
+def _apart(stack: Stack, typical: Typical | None, zeros: Array) -> Reached:
+    """The optima of subsets with about the same share of the training weight."""
+    if typical is None:
+        return minimise(stack, zeros)
     if renewal_cost(stack) <= OWN:
-        return minimise(stack, theta, inverse * unit[:, :, None] * unit[:, None, :])
-    reached = minimise(stack, theta, inverse, unit)
+        return minimise(stack, *_started(stack, typical))
+    unit = typical.unit(stack.penalty)
+    theta = np.where(zeros if stack.absent is None else stack.absent[:, :, None], 0.0, typical.theta * unit[:, None])
+    reached = minimise(stack, theta, typical.inverse, np.tile(unit, stack.order // unit.shape[1]))
     if (far := ~reached.optimal).any():
         again = minimise(stack.take(far), theta[far])
         reached.theta[far], reached.short[far] = again.theta, again.short

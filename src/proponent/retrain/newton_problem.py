@@ -21,7 +21,7 @@ from proponent.convex.basis import Basis
 from proponent.convex.sklearn_models import Objective, objective_of
 from proponent.errors import UnsupportedModel
 from proponent.examples import Examples
-from proponent.retrain.newton_descent import minimise
+from proponent.retrain.newton_descent import inverse_curvatures, minimise
 from proponent.retrain.newton_losses import ManyClasses, Squares, StackedLoss, TwoClasses
 from proponent.retrain.newton_models import FittedClassifier, FittedLogistic, FittedRegression, numbers
 from proponent.retrain.newton_stack import Design, Stack
@@ -126,10 +126,17 @@ class Linear:
             return Family(self, ManyClasses(self.labels, len(self.classes)))
         return Family(self, Squares(2.0 * self.member.T - 1.0))
 
+    @cached_property
+    def _pairs(self) -> dict[tuple[int, int], Family]:
+        return {}
+
     def of_two(self, first: int, second: int) -> Family:
         """The problems of subsets with these two classes only."""
-        y = np.where(self.labels == second, 1.0, -1.0)
-        return Family(self, TwoClasses(y) if self.kind == "logistic" else Squares(y[None, :]))
+        if (first, second) not in self._pairs:
+            y = np.where(self.labels == second, 1.0, -1.0)
+            loss = TwoClasses(y) if self.kind == "logistic" else Squares(y[None, :])
+            self._pairs[first, second] = Family(self, loss, np.isin(self.labels, (first, second)))
+        return self._pairs[first, second]
 
     def penalty(self, counts: Array) -> Array:
         """(s, p) λ of each subset's features."""
@@ -160,10 +167,12 @@ class Family:
     Args:
         linear: the estimator and the training set.
         loss: ℓ.
+        rows: (n,) whether a training row may be in such a subset; None for all.
     """
 
     linear: Linear
     loss: StackedLoss
+    rows: Array | None = None
 
     def stack(self, counts: Array) -> Stack:
         """The problems of subsets that hold each training row so many times, (s, n)."""
@@ -173,43 +182,54 @@ class Family:
         absent = ~self.linear.present(counts) if isinstance(self.loss, ManyClasses) else None
         return Stack(self.linear.design, self.loss, weight, self.linear.penalty(counts), absent)
 
+    def shares(self, counts: Array) -> Array:
+        """(s,) each subset's share of the training weight, to the nearest of steps by a fifth."""
+        weight = self.linear.weight if self.rows is None else self.linear.weight * self.rows
+        share = np.maximum(counts @ weight / weight.sum(), 1e-12)
+        return np.exp2(np.round(4.0 * np.log2(share)) / 4.0)
+
     def zeros(self, count: int) -> Array:
         """(s, c, p) parameters that are zero."""
         return np.zeros((count, self.loss.outputs, self.linear.design.x.shape[1]))
 
     @cached_property
-    def whole(self) -> Whole | None:
-        """The optimum for all training rows, where there is one."""
-        stack = self.stack(np.ones((1, len(self.linear.labels))))
+    def _typical(self) -> dict[float, Typical | None]:
+        return {}
+
+    def typical(self, share: float) -> Typical | None:
+        """What subsets with this share of the training weight have in common, or None where that has no optimum."""
+        if share not in self._typical:
+            self._typical[share] = self._find_typical(share)
+        return self._typical[share]
+
+    def _find_typical(self, share: float) -> Typical | None:
+        rows = np.ones(len(self.linear.labels)) if self.rows is None else self.rows.astype(np.float64)
+        stack = self.stack(share * rows[None])
         reached = minimise(stack, self.zeros(1))
-        if not reached.optimal[0]:
+        inverse = inverse_curvatures(stack, reached.theta)[0]
+        if not (reached.optimal[0] and np.isfinite(inverse).all()):
             return None
-        free = replace(stack, penalty=np.zeros_like(stack.penalty))
-        return Whole(reached.theta[0], free.curvatures(reached.theta)[0], stack.penalty[0])
+        return Typical(reached.theta[0], inverse, stack.penalty[0])
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
-    """The optimum for all training rows: where subsets that hold many of them start.
+class Typical:
+    """The optimum of share·Σ_j ℓ_j + penalty, which is the mean objective of subsets with that share: where they start.
 
     Args:
         theta: (c, p) parameters.
-        curvature: (k, k) without the penalty's part.
+        inverse: (k, k) inverse curvature there.
         penalty: (p,).
     """
 
     theta: Array
-    curvature: Array
+    inverse: Array
     penalty: Array
 
-    def inverse(self, share: float) -> Array | None:
-        """(k, k) the inverse curvature at `theta` of a typical subset with this share of the weight; None if singular."""
-        repeat = len(self.curvature) // len(self.penalty)
-        try:
-            inverse = np.linalg.inv(share * self.curvature + np.diag(np.tile(self.penalty, repeat)))
-        except np.linalg.LinAlgError:
-            return None
-        return inverse if np.isfinite(inverse).all() else None
+    def unit(self, penalty: Array) -> Array:
+        """(s, p) 1/√λ_sp over its own: in such units all subsets are penalised alike, and their curvatures are alike."""
+        kept = np.where(penalty > 0, penalty, 1.0)
+        return np.where(penalty > 0, np.sqrt(self.penalty / kept), 1.0)
 
 
 def read(estimator: Any, train: Examples) -> Linear:

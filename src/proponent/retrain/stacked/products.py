@@ -6,17 +6,15 @@ which makes a softmax over ten classes about twenty times faster on a CPU than o
 
 from __future__ import annotations
 
-import functools
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from proponent.capture.products import available, keep_freed_memory, rows_by_rows
+
 WIDE = 4_000_000
 """Floating-point operations of one model's product from which a call for each model costs less than it gains."""
-
-FREED = 2**24
-"""Bytes that are taken and given back once; see `_keep_freed_memory`."""
 
 
 class Products(Protocol):
@@ -51,50 +49,22 @@ class OneDNN:
 
     def outputs(self, weight: Tensor, inputs: Tensor, out: Tensor) -> None:
         for w, x, z in zip(weight, inputs, out, strict=True):
-            z.copy_(_rows_by_rows(w, x.t()))
+            z.copy_(rows_by_rows(w, x.t()))
 
     def weight_gradient(self, gradient: Tensor, inputs: Tensor, out: Tensor) -> None:
         for d, x, g in zip(gradient, inputs, out, strict=True):
-            g.copy_(_rows_by_rows(d, x))
+            g.copy_(rows_by_rows(d, x))
 
     def input_gradient(self, weight: Tensor, gradient: Tensor, out: Tensor) -> None:
         for w, d, z in zip(weight, gradient, out, strict=True):
-            z.copy_(_rows_by_rows(d.t(), w.t()).t())
+            z.copy_(rows_by_rows(d.t(), w.t()).t())
 
 
 def products(outputs: int, inputs: int, examples: int, like: Tensor) -> Products:
     """The faster of the two for a layer's shape; the choice depends on the machine alone, never on a clock."""
     wide = 2 * outputs * inputs * examples >= WIDE
     plain = like.dtype == torch.float32 and like.device.type == "cpu"
-    if not (wide and plain and torch.get_num_threads() == 1 and _onednn_is_faster()):
+    if not (wide and plain and torch.get_num_threads() == 1 and available()):
         return Batched()
-    _keep_freed_memory()
+    keep_freed_memory()
     return OneDNN()
-
-
-def _rows_by_rows(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ by oneDNN; the operator is the one that torch.compile emits for linear layers."""
-    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-
-
-@functools.cache
-def _onednn_is_faster() -> bool:
-    """On AMD's CPUs with AVX-512, for which MKL has AVX2 code only; and where the operator does what it should."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not (known.get("avx512_f") and "AMD" in str(known.get("cpu_name")) and torch.backends.mkl.is_available()):
-        return False
-    a, b = torch.arange(12.0).view(3, 4), torch.arange(20.0).view(5, 4)
-    try:
-        return bool(torch.allclose(_rows_by_rows(a, b), a @ b.T))
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-
-
-@functools.cache
-def _keep_freed_memory() -> Any:
-    """Let the C library keep blocks of megabytes that are freed, as it does once one of them was.
-
-    Otherwise each product of oneDNN, which cannot write to a given place, gets fresh pages from the system, and fetching
-    these takes longer than the product.
-    """
-    return len(torch.empty(FREED, dtype=torch.uint8))
