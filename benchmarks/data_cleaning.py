@@ -122,19 +122,16 @@ def mean_and_interval(numbers: Array) -> tuple[float, float, float]:
     return float(numbers.mean()), float(numbers.mean() - margin), float(numbers.mean() + margin)
 
 
-def show(name: str, found: dict[str, Array]) -> None:
-    """Rows of the table: (draws, 4) numbers by method."""
-    for method, numbers in found.items():
-        gain, lower, upper = mean_and_interval(numbers[:, 0])
-        _, auroc, seconds, trainings = numbers.mean(axis=0)
-        wins = f"{(numbers[:, 0] > 0).sum()}/{len(numbers)}"
-        trained = "" if np.isnan(trainings) else f"{trainings:,.0f}"
-        verdict = "  *" if method in CLAIMED and not lower > 0 else ""
-        print(
-            f"{name:15}{method:20}{gain:+7.2f} [{lower:+6.2f}, {upper:+6.2f}]{wins:>6}{auroc:8.3f}{seconds:9.2f}"
-            f"{trained:>11}{verdict}",
-            flush=True,
-        )
+def show(name: str, method: str, numbers: Array) -> None:
+    """A row of the table, of (draws, 4) numbers."""
+    gain, lower, upper = mean_and_interval(numbers[:, 0])
+    _, auroc, seconds, trainings = numbers.mean(axis=0)
+    wins = f"{(numbers[:, 0] > 0).sum()}/{len(numbers)}"
+    trained = "" if np.isnan(trainings) else f"{trainings:,.0f}"
+    verdict = "  *" if method in CLAIMED and not lower > 0 else ""
+    interval = f"[{lower:+6.2f}, {upper:+6.2f}]"
+    row = f"{name:15}{method:15}{gain:+7.2f} {interval}{wins:>6}{auroc:8.3f}{seconds:9.2f}{trained:>11}{verdict}"
+    print(row, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,11 +145,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore", pp.ProponentWarning)  # rows that no random subset left out, and the like
     print(f"{args.rows} rows, {args.flipped:.0%} flipped, {len(args.draws)} draws; * marks a gain not clear of zero")
-    print(f"{'data':15}{'method':20}{'gain, points [95 %]':>24}{'wins':>6}{'found':>8}{'seconds':>9}{'trainings':>11}")
+    print(f"{'data':15}{'method':15}{'gain, points [95 %]':>24}{'wins':>6}{'found':>8}{'seconds':>9}{'trainings':>11}")
     for name in args.sets:
         x, y = features(name)
         draws = [draw(x, y, seed, args.rows, args.flipped, args.workers) for seed in args.draws]
-        show(name, {m: np.array([judged(METHODS[m], d) for d in draws]) for m in args.methods})
+        for method in args.methods:
+            show(name, method, np.array([judged(METHODS[method], d) for d in draws]))
 
 
 if __name__ == "__main__":

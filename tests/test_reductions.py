@@ -129,10 +129,20 @@ def test_every_sampler_is_unbiased_and_its_standard_error_is_that_of_a_thousand_
     stderr = np.array([t.stderr[:, 0] for t in tallies])
     z = (estimate.mean(axis=0) - truth) / (estimate.std(axis=0, ddof=1) / np.sqrt(runs))
     assert np.abs(z).max() < 3.5, z
-    # 40 draws of skewed marginals: the variance of z is about 39/37, and a little more
-    spread = (((estimate - truth) / stderr) ** 2).mean(axis=0)
-    assert (spread > 0.85).all() and (spread < 1.35).all(), spread
-    assert 0.93 < spread.mean() < 1.2, spread
+    stated = (stderr**2).mean(axis=0) / estimate.var(axis=0, ddof=1)
+    assert np.abs(stated - 1).max() < 0.15, stated
+
+
+def test_standardised_errors_of_many_draws_have_unit_variance() -> None:
+    n = 5
+    worth = games.random_worth(n, seed=1)
+    truth = games.shapley(games.of_worth(worth[:, 0]), n)
+    z = []
+    for run in range(250):
+        whole = sampled("permutation", SHAPLEY, worth, draws=200, seed=run).whole
+        z.append((whole.mean[:, 0] - truth) / whole.stderr[:, 0])
+    assert np.mean(z) == pytest.approx(0, abs=0.1) and np.var(z) == pytest.approx(1, abs=0.12)
+    assert np.mean(np.abs(z) < 1.96) == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.parametrize("sampler", ["permutation", "antithetic", "stratified", "truncated", "exact"])
@@ -166,17 +176,18 @@ def test_truncated_walks_stop_at_the_same_place_whatever_the_round_and_cost_less
         size = included.sum(axis=1, dtype=float)
         return np.stack([1 - np.exp(-size / 3), included[:, :5].any(axis=1)], axis=1)
 
-    found = []
-    for at_once in (1, 10_000):
-        scheme = Sampling("truncated", 0, 1, 2, 0.01).scheme(SHAPLEY, n)
-        stop = Budget(2 + 8 * scheme.cost) & RankStability(0.5, least=8)
-        found.append(draw(scheme, levels_off, stop, "draws", at_once).tally.whole.mean)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_allclose(found[0].sum(axis=0), [1 - np.exp(-n / 3), 1], atol=1e-12)
-    assert sum(asked) < 0.8 * 2 * (2 + 8 * scheme.cost)
-    everything = Sampling("truncated", 0, 1, 2, 0.0).scheme(SHAPLEY, n)
-    full = draw(everything, levels_off, Budget(2 + 8 * everything.cost), "draws").tally.whole.mean
-    assert np.abs(found[0] - full).max() < 0.02
+    add = Sampling("truncated", 0, 1, 2, 0.01).scheme(SHAPLEY, n).start(levels_off)
+    at_once, cost = add(None, range(8)).whole.mean, sum(asked)
+    one_by_one = None
+    for t in range(8):
+        one_by_one = add(one_by_one, range(t, t + 1))
+    assert one_by_one is not None
+    np.testing.assert_array_equal(at_once, one_by_one.whole.mean)
+    np.testing.assert_allclose(at_once.sum(axis=0), [1 - np.exp(-n / 3), 1], atol=1e-12)
+    add = Sampling("truncated", 0, 1, 2, 0.0).scheme(SHAPLEY, n).start(levels_off)
+    asked.clear()
+    full = add(None, range(8)).whole.mean
+    assert cost < 0.85 * sum(asked) and np.abs(at_once - full).max() < 0.01
 
 
 def test_a_failed_fit_inside_a_walk_drops_its_neighbours_there_and_nothing_else() -> None:
@@ -314,7 +325,7 @@ def test_downsampling_intervals_cover_at_their_rate(antithetic: bool, size: int)
         held.append((lower[:, 0] <= truth) & (truth <= upper[:, 0]))
         z2.append(((contrast.value[:, 0] - truth) / contrast.stderr[:, 0]) ** 2)
     assert np.mean(held) == pytest.approx(0.9, abs=0.015)
-    assert np.mean(z2) == pytest.approx(1.0, abs=0.12)
+    assert 0.9 < np.mean(z2) < 1.25  # Student's t of the 15 or so subsets without an example
 
 
 @pytest.mark.parametrize("chance", [(0.5, 0.4), (0.97, 0.6), (1.0, 0.9), (1.0, 1.0)])

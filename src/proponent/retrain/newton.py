@@ -24,7 +24,11 @@ from proponent.retrain.newton_problem import Family, Linear, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-BATCH = 64
+BATCH = 512
+"""Subsets of a batch that is neither very cheap nor very dear; see `batch_size`."""
+
+WORK = 2e10
+"""Operations of a batch, about a second's."""
 
 LIGHT = (FittedClassifier, FittedRegression)
 """What `fit_many` gives, apart from what scikit-learn fitted."""
@@ -49,6 +53,17 @@ def why_not(estimator: Any, train: Examples) -> str | None:
 def supports(estimator: Any, train: Examples) -> bool:
     """Whether `fit_many` takes this estimator on this training set."""
     return why_not(estimator, train) is None
+
+
+def batch_size(estimator: Any, train: Examples) -> int:
+    """How many subsets to give `fit_many` at once: enough to go side by side, few enough to be shared among workers.
+
+    Raises:
+        UnsupportedModel: the estimator is not a linear model with a smooth L2 objective.
+    """
+    linear = _linear(estimator, train)
+    (n, p), c = linear.design.x.shape, linear.main.loss.outputs
+    return int(np.clip(WORK / (80 * n * c * (4 * p + 300)), 64, 2048))
 
 
 def fit_many(estimator: Any, train: Examples, included: Array) -> list[Any]:

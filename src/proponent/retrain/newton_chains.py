@@ -1,8 +1,7 @@
-"""Optima over many subsets, each from the best start there is: the subset before it, all training rows, or zero.
+"""Optima over many subsets, each from the best start there is: the subset before it, or what its like have in common.
 
 Subsets that each differ by one row from the one before, such as the prefixes of a permutation, are a chain: a subset's
 optimum and inverse curvature, changed by that one row, start the next. Chains go on side by side, a step at a time.
-Other subsets start at the optimum of all rows where they hold enough of them.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from proponent.retrain.newton_descent import Reached, inverse_curvatures, minimise, renewal_cost
-from proponent.retrain.newton_problem import Family
+from proponent.retrain.newton_descent import Reached, inverse_curvatures, renewal_cost
+from proponent.retrain.newton_problem import Family, Typical
 from proponent.retrain.newton_stack import Stack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 OWN = 30.0
-"""The cost of an inverse curvature, in steps, up to which each subset may have its own from the beginning."""
-
-SIDE_BY_SIDE = 512
-"""The most subsets that are solved at once."""
+"""The cost of an inverse curvature, in steps, up to which each subset has one of its own from the beginning."""
 
 ABREAST, SHORTEST = 128, 8
 """Chains that should go side by side, and the shortest into which longer ones are cut for that."""
+
+SIDE_BY_SIDE = 512
+"""The most subsets that are solved at once."""
 
 NUMBERS = 2**23
 """Numbers that their curvatures, or their logits, may take."""
@@ -39,18 +38,8 @@ def optima(family: Family, counts: Array) -> tuple[Array, Array]:
         counts: (s, n) how often each subset holds each training row.
     """
     theta, optimal = family.zeros(len(counts)), np.zeros(len(counts), dtype=bool)
-    starts = _cut(chain_starts(counts), len(counts), _worth(family, counts[:1]))
-    lengths = np.diff(np.append(starts, len(counts)))
-    alone, chained = starts[lengths == 1], np.flatnonzero(lengths > 1)
-    longest = chained[np.argsort(-lengths[chained], kind="stable")]
-    for at in _parts(family, longest):
-        for rows, reached in _along(family, counts, starts[at], lengths[at]):
-            theta[rows], optimal[rows] = reached.theta, reached.optimal
-    shares = family.shares(counts[alone])
-    for share in np.unique(shares):
-        for rows in _parts(family, alone[shares == share]):
-            reached = _apart(family, family.stack(counts[rows]), family.typical(share))
-            theta[rows], optimal[rows] = reached.theta, reached.optimal
+    for rows, reached in _solved(family, counts):
+        theta[rows], optimal[rows] = reached.theta, reached.optimal
     return theta, optimal
 
 
@@ -64,14 +53,24 @@ def chain_starts(counts: Array) -> Array:
     return np.flatnonzero(np.append(True, differ != 1))
 
 
-def _worth(family: Family, counts: Array) -> int:
-    """How long a chain must be to be worth its first optimum, which takes some new curvatures where others take some steps."""
-    return SHORTEST + int(renewal_cost(family.stack(counts)))
+def _solved(family: Family, counts: Array) -> Iterator[tuple[Array, Reached]]:
+    """Subsets, and what they came to, until there are no more."""
+    starts = _cut(family, chain_starts(counts), len(counts))
+    lengths = np.diff(np.append(starts, len(counts)))
+    chained = np.flatnonzero(lengths > 1)
+    for at in _parts(family, chained[np.argsort(-lengths[chained], kind="stable")]):
+        yield from _along(family, counts, starts[at], lengths[at])
+    alone = starts[lengths == 1]
+    shares = family.shares(counts[alone])
+    for share in np.unique(shares):
+        for rows in _parts(family, alone[shares == share]):
+            yield rows, _apart(family, family.stack(counts[rows]), family.typical(share))
 
 
-def _cut(starts: Array, count: int, shortest: int) -> Array:
-    """Chains cut into shorter ones where few are left to go side by side."""
-    length = max(shortest, count // ABREAST)
+def _cut(family: Family, starts: Array, count: int) -> Array:
+    """Chains cut into shorter ones where few would go side by side; where a first optimum takes longer, they stay longer."""
+    cost = renewal_cost(family.stack(np.zeros((1, len(family.linear.labels)))))
+    length = max(SHORTEST + int(cost), count // ABREAST)
     ends = np.append(starts[1:], count)
     return np.concatenate([np.arange(a, b, length) for a, b in zip(starts, ends, strict=True)])
 
@@ -87,21 +86,21 @@ def _parts(family: Family, items: Array) -> Iterator[Array]:
 def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iterator[tuple[Array, Reached]]:
     """The optima of the first subsets of all chains, the second ones, and so on; the longest chain comes first."""
     stack = family.stack(counts[starts])
-    reached = _first(family, stack, counts[starts])
+    reached = _first(family, stack, family.shares(counts[starts]))
     yield starts, reached
     for step in range(1, int(lengths[0])):
         going = int((lengths > step).sum())
-        before, rows = stack.weight[:going], starts[:going] + step
-        stack = family.stack(counts[rows])
+        rows = starts[:going] + step
         changed = (counts[rows] != counts[rows - 1]).argmax(axis=1)
-        by = stack.weight[np.arange(going), changed] - before[np.arange(going), changed]
+        before, stack = stack.weight[np.arange(going), changed], family.stack(counts[rows])
         theta = np.where(reached.optimal[:going, None, None], reached.theta[:going], 0.0)
         if stack.absent is not None:
             theta[stack.absent] = 0.0
+        by = stack.weight[np.arange(going), changed] - before
         inverse = stack.changed(reached.inverse[:going], theta, changed, by)
         if (lost := ~reached.optimal[:going]).any():
             inverse[lost] = inverse_curvatures(stack.take(lost), theta[lost])
-        reached = minimise(stack, theta, inverse)
+        reached = family.solve(stack, theta, inverse)
         yield rows, reached
 
 
@@ -113,30 +112,34 @@ def _first(family: Family, stack: Stack, shares: Array) -> Reached:
         if typical is None:
             inverse[at] = inverse_curvatures(stack.take(at), theta[at])
         else:
-            theta[at], inverse[at] = _started(stack.take(at), typical)
-    return minimise(stack, theta, inverse)
+            theta[at], inverse[at] = _own(stack.take(at), typical)
+    return family.solve(stack, theta, inverse)
 
 
-def _started(stack: Stack, typical: Typical) -> tuple[Array, Array]:
-    """Parameters (s, c, p) and inverse curvatures (s, k, k) to start with."""
+def _apart(family: Family, stack: Stack, typical: Typical | None) -> Reached:
+    """The optima of subsets with about the same share of the training weight."""
+    if typical is None:
+        return family.solve(stack, family.zeros(len(stack)))
+    if renewal_cost(stack) <= OWN:
+        return family.solve(stack, *_own(stack, typical))
+    theta, unit = _start(stack, typical)
+    reached = family.solve(stack, theta, typical.inverse, unit)
+    if (far := ~reached.optimal).any():
+        again = family.solve(stack.take(far), theta[far])
+        reached.theta[far], reached.short[far] = again.theta, again.short
+    return reached
+
+
+def _start(stack: Stack, typical: Typical) -> tuple[Array, Array]:
+    """Parameters (s, c, p) to start with, and what (s, k) to multiply the typical inverse curvature by, on both sides."""
     unit = typical.unit(stack.penalty)
     theta = typical.theta * unit[:, None]
     if stack.absent is not None:
         theta[stack.absent] = 0.0
-    unit = np.tile(unit, stack.order // unit.shape[1])
+    return theta, np.tile(unit, stack.order // unit.shape[1])
+
+
+def _own(stack: Stack, typical: Typical) -> tuple[Array, Array]:
+    """Parameters (s, c, p) and inverse curvatures (s, k, k) to start with."""
+    theta, unit = _start(stack, typical)
     return theta, typical.inverse * unit[:, :, None] * unit[:, None, :]
-
-
-def _apart(stack: Stack, typical: Typical | None, zeros: Array) -> Reached:
-    """The optima of subsets with about the same share of the training weight."""
-    if typical is None:
-        return minimise(stack, zeros)
-    if renewal_cost(stack) <= OWN:
-        return minimise(stack, *_started(stack, typical))
-    unit = typical.unit(stack.penalty)
-    theta = np.where(zeros if stack.absent is None else stack.absent[:, :, None], 0.0, typical.theta * unit[:, None])
-    reached = minimise(stack, theta, typical.inverse, np.tile(unit, stack.order // unit.shape[1]))
-    if (far := ~reached.optimal).any():
-        again = minimise(stack.take(far), theta[far])
-        reached.theta[far], reached.short[far] = again.theta, again.short
-    return reached

@@ -21,7 +21,7 @@ from proponent.convex.basis import Basis
 from proponent.convex.sklearn_models import Objective, objective_of
 from proponent.errors import UnsupportedModel
 from proponent.examples import Examples
-from proponent.retrain.newton_descent import inverse_curvatures, minimise
+from proponent.retrain.newton_descent import Reached, inverse_curvatures, minimise
 from proponent.retrain.newton_losses import ManyClasses, Squares, StackedLoss, TwoClasses
 from proponent.retrain.newton_models import FittedClassifier, FittedLogistic, FittedRegression, numbers
 from proponent.retrain.newton_stack import Design, Stack
@@ -41,6 +41,10 @@ MAX_ORDER = 2_000
 
 MAX_DENSE = 2**26
 """Numbers up to which the training rows are held densely."""
+
+
+FAR = 30.0
+"""Logits beyond which, without a penalty, no finite optimum is expected: e⁻³⁰ says that some rows are separated."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,21 @@ class Family:
         """(s, c, p) parameters that are zero."""
         return np.zeros((count, self.loss.outputs, self.linear.design.x.shape[1]))
 
+    def solve(self, stack: Stack, theta: Array, inverse: Array | None = None, unit: Array | None = None) -> Reached:
+        """`minimise`, which without a penalty on the weights trusts nothing that it is not shown.
+
+        An inverse curvature from elsewhere would hide that a subset does not determine its weights; and where classes are
+        separable F falls for ever, however small the steps become.
+        """
+        if self.linear.objective.penalty > 0:
+            return minimise(stack, theta, inverse, unit)
+        reached = minimise(stack, theta)
+        if not isinstance(self.loss, Squares):
+            f = np.where(stack.weight[:, None] > 0, stack.logits(reached.theta), 0.0)
+            size = np.abs(f, where=np.isfinite(f), out=np.zeros_like(f)).max(axis=(1, 2))
+            reached.short[size > FAR] = np.inf
+        return reached
+
     @cached_property
     def _typical(self) -> dict[float, Typical | None]:
         return {}
@@ -205,7 +224,7 @@ class Family:
     def _find_typical(self, share: float) -> Typical | None:
         rows = np.ones(len(self.linear.labels)) if self.rows is None else self.rows.astype(np.float64)
         stack = self.stack(share * rows[None])
-        reached = minimise(stack, self.zeros(1))
+        reached = self.solve(stack, self.zeros(1))
         inverse = inverse_curvatures(stack, reached.theta)[0]
         if not (reached.optimal[0] and np.isfinite(inverse).all()):
             return None
