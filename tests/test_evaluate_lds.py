@@ -301,6 +301,16 @@ def test_the_interval_covers_the_mean_over_all_subsets_and_queries():
     assert 0.9 < np.mean(width) / np.std(spread) < 1.5
 
 
+def test_the_interval_lies_around_the_score_however_many_queries_there_are():
+    rng = np.random.default_rng(16)
+    x = rng.normal(size=(2000, 30))
+    y = x + rng.normal(size=x.shape)
+    result = lds(attribution(x), ledger_of(np.eye(30, dtype=np.uint8), y.T), bootstrap=200)
+    assert result.upper - result.lower < 0.06
+    assert (result.mean - result.lower) / (result.upper - result.lower) == pytest.approx(0.5, abs=0.15)
+    assert result.draws.mean() == pytest.approx(result.mean)
+
+
 def test_a_thousand_resamples_of_100_subsets_and_500_queries_take_seconds():
     scores, ledger = noisy(np.random.default_rng(14), n=50, q=500, repeats=2)
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from proponent.attribution import Attribution
 from proponent.errors import InputError
 from proponent.evaluate.ceiling import noise_ceiling
 from proponent.evaluate.correlation import Moments, Ranks, levelled
-from proponent.evaluate.resampling import check_settings, interval, ratios, resampled, span
+from proponent.evaluate.resampling import centred, check_settings, interval, ratios, resampled, span
 from proponent.evaluate.truth import Truth, aligned, predicts_change, require_varying
 from proponent.retrain.ledger import Ledger
 
@@ -147,11 +147,12 @@ def lds(
     values, slopes = statistic.per_query(ones)
     counted = np.isfinite(values)
     mean, slope = ratios(*statistic(ones), np.ones(len(x)))
-    draws = resampled(statistic, len(ones), len(x), count=bootstrap, seed=seed)
+    drawn = resampled(statistic, len(ones), len(x), count=bootstrap, seed=seed)
+    draws = centred(drawn[:, 0], mean, largest=1)
     ceilings = np.where(counted, 1.0 if noise_free else noise_ceiling(truth.measured[:, at], truth.which), np.nan)
     sized = predicts_change(scores)
-    slope_lower, slope_upper = interval(draws[:, 1], level) if sized else (np.nan, np.nan)
-    lower, upper = interval(draws[:, 0], level)
+    slope_lower, slope_upper = interval(drawn[:, 1], level) if sized else (np.nan, np.nan)
+    lower, upper = interval(draws, level)
     return LDS(
         mean=float(mean),
         lower=lower,
@@ -169,7 +170,7 @@ def lds(
         failed=truth.failed,
         level=level,
         notes=tuple(_notes(scores, truth, counted, (x == 0).all(axis=1), upper, noise_free)),
-        draws=draws[:, 0],
+        draws=draws,
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from proponent.attribution import Attribution
 from proponent.errors import InputError
 from proponent.evaluate.correlation import Moments, Ranks, levelled
-from proponent.evaluate.resampling import check_settings, interval, ratios, resampled, span
+from proponent.evaluate.resampling import centred, check_settings, interval, ratios, resampled, span
 from proponent.evaluate.truth import Truth, known, predicts_change, queries_in, require_varying
 from proponent.retrain.ledger import Ledger
 
@@ -110,7 +110,8 @@ def loo_correlation(
     ones = np.ones(x.shape[1])
     pearsons, spearmans = statistic.per_query(ones)
     means = ratios(*statistic(ones), np.ones(len(x)))
-    draws = resampled(statistic, len(ones), len(x), count=bootstrap, seed=seed)
+    drawn = resampled(statistic, len(ones), len(x), count=bootstrap, seed=seed)
+    draws = centred(drawn, means, largest=1)
     bounds = [interval(draws[:, k], level) for k in range(2)]
     counted = np.isfinite(spearmans)
     moments = Moments.of(x[counted], y[counted], ones)

@@ -24,9 +24,9 @@ def resampled(statistic: Statistic, size: int, queries: int, *, count: int, seed
     """(count, k) statistics of resamples: subsets and queries both drawn anew, with replacement.
 
     Draw r depends on (seed, r, size, queries) alone, so that two methods judged on one ledger are resampled alike, and
-    differences between them have intervals of their own. Resampling both axes counts part of
-    the error twice: in simulations with 30 and 100 subsets and 50 queries, intervals at 95 % covered in 95 to 99 %. A handful
-    of queries says little about all those that could be asked: with 5, they covered the mean over those in 90 %.
+    differences between them have intervals of their own. Resampling both axes counts part of the error twice: in simulations
+    with 30 and 100 subsets and 50 queries, intervals at 95 % covered in 97 to 99 %. A handful of queries says little about all
+    that could be asked: with 5, they covered the mean over those in 90 %.
 
     Source: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007.
     """
@@ -37,6 +37,17 @@ def resampled(statistic: Statistic, size: int, queries: int, *, count: int, seed
         query = np.bincount(rng.integers(queries, size=queries), minlength=queries).astype(float)
         drawn.append(ratios(*statistic(subset), query))
     return np.array(drawn) if drawn else np.zeros((0, len(statistic(np.ones(size))[0])))
+
+
+def centred(draws: Array, estimate: Array, largest: float = np.inf) -> Array:
+    """(count, k) draws moved to lie around the estimate, and cut at ± `largest`.
+
+    A resample holds ties, which take a little off every rank correlation: with many queries, more than the width of the
+    interval.
+    """
+    known = np.isfinite(draws)
+    middle = np.where(known, draws, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.clip(draws - middle + estimate, -largest, largest)
 
 
 def of_means(numbers: Array, *, count: int, seed: int) -> Array:

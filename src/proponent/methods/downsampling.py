@@ -19,8 +19,9 @@ class Downsampling:
 
     score[q, i] = mean{m_q(θ_s): i ∈ S_s} − mean{m_q(θ_s): i ∉ S_s},  |S_s| = ⌊fraction · n + ½⌋
 
-    It estimates what adding i to such a subset does. `self_influence()` is the same for the example's own measurement: with
-    a recipe that measures "correct", Feldman's memorization.
+    It estimates what i does to such a subset in the place of another example: subsets are of one size, so that expected
+    scores add up to zero (`Banzhaf` and `Datamodel`, whose subsets vary in size, know the level). `self_influence()` is the
+    same for the example's own measurement: with a recipe that measures "correct", Feldman's memorization.
 
     >>> import numpy as np
     >>> from proponent.retrain.game import Game

@@ -26,8 +26,8 @@ AT_ONCE = 1024
 class Scheme(Protocol[T]):
     """How an estimator draws, and what it makes of the measurements.
 
-    Draw number t depends on (seed, t) alone, and draws are added up in order: neither the size of the rounds nor the number
-    of workers changes a result.
+    Draw number t depends on (seed, t) alone, and draws are added up in order: neither the size of a round nor the number of
+    workers changes a bit of what some draws come to.
     """
 
     @property

@@ -55,7 +55,7 @@ def chain_starts(counts: Array) -> Array:
 
 def _solved(family: Family, counts: Array) -> Iterator[tuple[Array, Reached]]:
     """Subsets, and what they came to, until there are no more."""
-    starts = _cut(family, chain_starts(counts), len(counts))
+    starts = _cut(chain_starts(counts), len(counts), SHORTEST + int(renewal_cost(family.stack(counts[:1]))))
     lengths = np.diff(np.append(starts, len(counts)))
     chained = np.flatnonzero(lengths > 1)
     for at in _parts(family, chained[np.argsort(-lengths[chained], kind="stable")]):
@@ -67,10 +67,9 @@ def _solved(family: Family, counts: Array) -> Iterator[tuple[Array, Reached]]:
             yield rows, _apart(family, family.stack(counts[rows]), family.typical(share))
 
 
-def _cut(family: Family, starts: Array, count: int) -> Array:
-    """Chains cut into shorter ones where few would go side by side; where a first optimum takes longer, they stay longer."""
-    cost = renewal_cost(family.stack(np.zeros((1, len(family.linear.labels)))))
-    length = max(SHORTEST + int(cost), count // ABREAST)
+def _cut(starts: Array, count: int, shortest: int) -> Array:
+    """Chains cut into shorter ones, where few would go side by side; the dearer a first optimum, the longer they stay."""
+    length = max(shortest, count // ABREAST)
     ends = np.append(starts[1:], count)
     return np.concatenate([np.arange(a, b, length) for a, b in zip(starts, ends, strict=True)])
 
@@ -93,12 +92,13 @@ def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iter
         rows = starts[:going] + step
         changed = (counts[rows] != counts[rows - 1]).argmax(axis=1)
         before, stack = stack.weight[np.arange(going), changed], family.stack(counts[rows])
-        theta = np.where(reached.optimal[:going, None, None], reached.theta[:going], 0.0)
+        theta, inverse, lost = reached.theta[:going], reached.inverse[:going], ~reached.optimal[:going]
+        theta[lost], inverse[lost] = 0.0, 0.0
         if stack.absent is not None:
             theta[stack.absent] = 0.0
         by = stack.weight[np.arange(going), changed] - before
-        inverse = stack.changed(reached.inverse[:going], theta, changed, by)
-        if (lost := ~reached.optimal[:going]).any():
+        inverse = stack.changed(inverse, theta, changed, by)
+        if lost.any():
             inverse[lost] = inverse_curvatures(stack.take(lost), theta[lost])
         reached = family.solve(stack, theta, inverse)
         yield rows, reached

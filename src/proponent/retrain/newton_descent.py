@@ -210,6 +210,8 @@ class Pace:
 def _direction(stack: Stack, gradient: Array, steps: Steps, inverse: Array, unit: Array | None) -> tuple[Array, Array]:
     """B ∇F, and ∇F·B∇F."""
     direction = steps.direction(_parts(stack, gradient), inverse, unit).reshape(gradient.shape)
+    if stack.absent is not None:
+        direction[stack.absent] = 0.0
     return direction, _dot(gradient, direction)
 
 

@@ -154,11 +154,15 @@ class Linear:
 
     def models(self, theta: Array, counts: Array) -> list[Any]:
         """The fitted models with parameters (s, c, p), of subsets that hold each row so many times."""
-        coef, intercept = self.space.raw(theta)
         if self.classes is None:
+            coef, intercept = self.space.raw(theta)
             return [FittedRegression(w[0], float(b[0])) for w, b in zip(coef, intercept, strict=True)]
         made = FittedLogistic if self.kind == "logistic" else FittedClassifier
         held = self.present(counts)
+        if theta.shape[1] > 1 and self.kind == "logistic":
+            # A softmax is blind to what all classes share: as in scikit-learn, nothing.
+            theta = theta - (theta.sum(axis=1) / held.sum(axis=1, keepdims=True))[:, None, :]
+        coef, intercept = self.space.raw(theta)
         if theta.shape[1] == 1:
             return [made(w, b, self.classes[p]) for w, b, p in zip(coef, intercept, held, strict=True)]
         return [made(w[p], b[p], self.classes[p]) for w, b, p in zip(coef, intercept, held, strict=True)]
