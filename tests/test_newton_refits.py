@@ -1,4 +1,4 @@
-"""Linear models refitted on many subsets: against independent Newton steps (truth/linear.py), and scikit-learn where it is exact."""
+"""Linear models refitted on many subsets, against independent Newton steps and scikit-learn."""
 
 import numpy as np
 import pytest
