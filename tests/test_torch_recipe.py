@@ -472,19 +472,16 @@ def test_fingerprints_are_those_of_another_process():
 
 
 def test_retrain_gives_the_same_bits_with_any_number_of_workers(tmp_path):
-    recipe = TorchRecipe(perceptron32, optimizer=SGD(0.1), epochs=2, batch_size=8, at_once=4)
+    make = lambda: nn.Sequential(nn.Linear(D, 8), nn.ReLU(), nn.Linear(8, C))  # noqa: E731 - workers get it by value
+    recipe = TorchRecipe(make, optimizer=SGD(0.1), epochs=2, batch_size=8, at_once=4)
     one = retrain(recipe, TRAIN, QUERY, halves(10))
     two = retrain(recipe, TRAIN, QUERY, halves(10), ledger=tmp_path / "ledger", keep_models=True, workers=2)
     assert np.array_equal(one.measured, two.measured) and np.isfinite(one.measured).all()
     again = retrain(recipe, TRAIN, TRAIN, halves(10), ledger=tmp_path / "ledger", keep_models=True)
     for model, row in zip(two.models, again.measured, strict=True):
         assert np.allclose(recipe.measure(model, TRAIN), row, atol=1e-6)
-    alone = TorchRecipe(perceptron32, optimizer=SGD(0.1), epochs=2, batch_size=8, at_once=1)
+    alone = TorchRecipe(make, optimizer=SGD(0.1), epochs=2, batch_size=8, at_once=1)
     assert np.allclose(retrain(alone, TRAIN, QUERY, halves(10)).measured, one.measured, atol=1e-5)
-
-
-def perceptron32():
-    return perceptron().float()
 
 
 def test_the_stack_is_as_large_as_the_cache():
