@@ -61,8 +61,8 @@ class RecordLog:
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
             raise InputError(f"the file {directory}", "a directory", "choose another path")
-        (directory / "log").mkdir(parents=True, exist_ok=True)
         manifest(directory, made_from, begun=any((directory / "log").glob("*.records")))
+        (directory / "log").mkdir(exist_ok=True)
         return cls(directory)
 
     def append(self, job: str, records: Sequence[bytes]) -> None:
