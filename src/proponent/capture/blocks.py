@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from proponent.capture.products import times
+from proponent.capture.products import add_times, times
 
 CHUNK = 2**24
 """Numbers that a product may hold beside its operands: 64 MiB in float32."""
@@ -96,7 +96,7 @@ class Factors:
             step = max(1, CHUNK // max(1, self.sizes[0]))
             for at in range(0, len(self), step):
                 part = slice(at, at + step)
-                out[:, part].add_(times(rows[0], self[part]._weight().flatten(1).T))
+                add_times(out[:, part], rows[0], self[part]._weight().flatten(1).T)
 
     def dot(self, other: Factors, out: Tensor) -> None:
         """out (q, b) += products of these q gradients with b others, from the factors alone."""
@@ -191,7 +191,7 @@ class Lookup:
         step = max(1, CHUNK // max(1, few.sizes[0]))
         for at in range(0, len(self), step):
             part = slice(at, at + step)
-            out[:, part].add_(times(theirs, few[part].rows()[0].T))
+            add_times(out[:, part], theirs, few[part].rows()[0].T)
 
     def norm2(self) -> Tensor:
         same = (self.tokens[:, :, None] == self.tokens[:, None, :]) & (self.tokens[:, :, None] >= 0)
@@ -224,7 +224,7 @@ class Dense:
 
     def against(self, rows: Sequence[Tensor], out: Tensor) -> None:
         for theirs, ours in zip(rows, self.parts, strict=True):
-            out.add_(times(theirs, ours.T))
+            add_times(out, theirs, ours.T)
 
     def norm2(self) -> Tensor:
         return torch.stack([p.square().sum(1) for p in self.parts]).sum(0)

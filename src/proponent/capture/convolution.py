@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from proponent.capture.blocks import CHUNK, Block, Dense, Factors
 from proponent.capture.call import Call
-from proponent.capture.products import times
+from proponent.capture.products import add_times
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Convolution:
         for at in range(0, len(self), step):
             part = slice(at, at + step)
             for theirs, ours in zip(rows, self[part].rows(), strict=True):
-                out[:, part].add_(times(theirs, ours.T))
+                add_times(out[:, part], theirs, ours.T)
 
     def norm2(self) -> Tensor:
         return torch.stack([part.square().sum(1) for part in self.rows()]).sum(0)

@@ -66,7 +66,19 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     >>> times(torch.ones(2, 3), torch.ones(3, 1)).tolist()
     [[3.0], [3.0]]
     """
-    return _times(a, b) if available() and _suits(a, b) else a @ b
+    return _times(a, b) if _suits(a, b) else a @ b
+
+
+def add_times(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a b, without a product beside it where PyTorch's own is taken.
+
+    >>> out = torch.ones(1, 1)
+    >>> add_times(out, torch.ones(1, 3), torch.ones(3, 1))
+    >>> out.tolist()
+    [[4.0]]
+    """
+    if _addmm_(out, a, b) is None:
+        out.addmm_(a, b)
 
 
 class _Fast(TorchDispatchMode):  # type: ignore[misc]
@@ -100,8 +112,8 @@ def _dense(a: Tensor) -> Tensor:
 
 
 def _suits(a: Tensor, b: Tensor) -> bool:
-    """Whether the product of these matrices is worth the way."""
-    if a.dtype is not torch.float32 or b.dtype is not torch.float32 or a.device.type != "cpu":
+    """Whether the product of these matrices is worth the way, and there is one."""
+    if not available() or a.dtype is not torch.float32 or b.dtype is not torch.float32 or a.device.type != "cpu":
         return False
     return a.shape[-2] * a.shape[-1] * b.shape[-1] >= WORTHWHILE
 
