@@ -238,7 +238,7 @@ def test_a_rerun_trains_nothing_and_more_subsets_only_the_new(fits: list[int]) -
 
 
 def test_a_killed_run_goes_on(monkeypatch: pytest.MonkeyPatch, fits: list[int]) -> None:
-    monkeypatch.setattr("proponent.retrain.newton.BATCH", 3)
+    monkeypatch.setattr("proponent.retrain.newton.batch_size", lambda estimator, train: 3)
     judge = evaluate.compare
     monkeypatch.setattr(evaluate, "compare", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     stopped = run("exp.py", "--subsets", "8")

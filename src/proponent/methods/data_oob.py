@@ -17,7 +17,7 @@ from proponent.attribution import Values
 from proponent.errors import InputError, ProponentError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
 from proponent.retrain.maps import pmap
-from proponent.retrain.recipe import SklearnRecipe
+from proponent.retrain.recipe import SklearnRecipe, random_states
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -181,8 +181,7 @@ def _bootstrap(
 
 def _seeded(model: Any, rng: np.random.Generator) -> Any:
     """The model with all its random states, nested ones too, drawn from the bootstrap's generator."""
-    names = sorted(k for k in model.get_params(deep=True) if k == "random_state" or k.endswith("__random_state"))
-    states = {name: int(rng.integers(2**31)) for name in names}
+    states = {name: int(rng.integers(2**31)) for name in random_states(model)}
     return model.set_params(**states) if states else model
 
 

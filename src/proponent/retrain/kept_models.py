@@ -50,11 +50,11 @@ def require_packable(recipe: Any) -> None:
     """Refuse to keep models on disk that only a pickle could hold: reading one runs code.
 
     Raises:
-        InputError: the recipe has no `pack` and `unpack`, or not for its estimator.
+        InputError: the recipe has no `pack` and `unpack`.
     """
-    if not getattr(recipe, "packs", hasattr(recipe, "pack")):
+    if not hasattr(recipe, "pack"):
         raise InputError(
             f"keep_models=True in a directory, for a {type(recipe).__name__} whose models are not plain arrays",
-            "a recipe with pack and unpack (TorchRecipe, or a linear scikit-learn model)",
+            "a recipe with pack and unpack, such as TorchRecipe",
             "keep the models in memory (ledger=None), or measure all queries in one run",
         )

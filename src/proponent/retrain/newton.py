@@ -20,12 +20,9 @@ from proponent.examples import Examples
 from proponent.retrain.newton_chains import optima
 from proponent.retrain.newton_models import FittedClassifier, FittedRegression
 from proponent.retrain.newton_models import measure_many as measure_many
-from proponent.retrain.newton_problem import Family, Linear, read
+from proponent.retrain.newton_problem import Family, Linear, read, split
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-BATCH = 512
-"""Subsets of a batch that is neither very cheap nor very dear; see `batch_size`."""
 
 WORK = 2e10
 """Operations of a batch, about a second's."""
@@ -125,6 +122,7 @@ class _Source:
 
 
 def _linear(estimator: Any, train: Examples) -> Linear:
+    split(estimator)  # most estimators are turned away here, before the training set is hashed
     return _read(_Source(f"{estimator.get_params(deep=True)} {train.fingerprint()}", estimator, train))
 
 

@@ -261,7 +261,7 @@ def read(estimator: Any, train: Examples) -> Linear:
     Raises:
         UnsupportedModel: not a linear model with a smooth L2 objective, or too many parameters.
     """
-    scaler, final = _split(estimator)
+    scaler, final = split(estimator)
     if train.labels is None:
         raise UnsupportedModel("training examples without labels", "labels", "pass (inputs, labels)")
     kind = KINDS[type(final)]
@@ -308,7 +308,12 @@ def scaler_variance(x: Array, counts: Array) -> Array:
     return np.where(constant, 1.0, variance)
 
 
-def _split(estimator: Any) -> tuple[StandardScaler | None, Any]:
+def split(estimator: Any) -> tuple[StandardScaler | None, Any]:
+    """The scaler in front, if there is one, and the linear model.
+
+    Raises:
+        UnsupportedModel: another kind of estimator.
+    """
     steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
     steps = [step for step in steps if step is not None and not isinstance(step, str)]
     if not steps or type(steps[-1]) not in KINDS or [type(step) for step in steps[:-1]] not in ([], [StandardScaler]):

@@ -107,7 +107,7 @@ class SklearnRecipe:
 
     def batch_on(self, train: Examples) -> int:
         """Subsets that are refitted at once: many of a linear model, one of any other."""
-        return newton.BATCH if newton.supports(self.estimator, train) else 1
+        return newton.batch_size(self.estimator, train) if newton.supports(self.estimator, train) else 1
 
     def fit_many(self, train: Examples, included: Array, seeds: Array) -> list[Any]:
         """A model, or a Failure, for each subset: linear models all at once by Newton steps, others one by one."""
@@ -123,17 +123,11 @@ class SklearnRecipe:
                 models[s] = model
         for s in rest:
             if models[s] is None:
-                models[s] = self._attempt(train, included[s], int(seeds[s]))
+                models[s] = _attempt(self, train, included[s], int(seeds[s]))
         return models
 
     def _learns(self, labels: Array) -> bool:
         return len(labels) > 0 and not (is_classifier(self.estimator) and (labels == labels[0]).all())
-
-    def _attempt(self, train: Examples, row: Array, seed: int) -> Any:
-        try:
-            return self.fit(subset_of(train, row), seed)
-        except Exception as error:  # whatever the estimator raises is a fact about this subset, recorded as such
-            return Failure(f"{type(error).__name__}: {error}")
 
     def measure_many(self, models: Sequence[Any], query: Examples) -> Array:
         """(m, q) measurements; of linear models refitted together in one product."""
@@ -237,14 +231,15 @@ def fit_many(recipe: Any, train: Examples, included: Array, seeds: Array) -> lis
     """A model, or a Failure, for each subset, by any recipe."""
     if hasattr(recipe, "fit_many"):
         return list(recipe.fit_many(train, included, seeds))
+    return [_attempt(recipe, train, row, int(seed)) for row, seed in zip(included, seeds, strict=True)]
 
-    def attempt(row: Array, seed: int) -> Any:
-        try:
-            return recipe.fit(subset_of(train, row), seed)
-        except Exception as error:  # whatever the user's training raises is a fact about this subset
-            return Failure(f"{type(error).__name__}: {error}")
 
-    return [attempt(row, int(seed)) for row, seed in zip(included, seeds, strict=True)]
+def _attempt(recipe: Any, train: Examples, row: Array, seed: int) -> Any:
+    """A model of one subset, or a Failure."""
+    try:
+        return recipe.fit(subset_of(train, row), seed)
+    except Exception as error:  # whatever the user's training raises is a fact about this subset, recorded as such
+        return Failure(f"{type(error).__name__}: {error}")
 
 
 def subset_of(train: Examples, row: Array) -> Examples:
@@ -267,10 +262,15 @@ def measure_many(recipe: Any, models: Sequence[Any], query: Examples) -> Array:
 
 def seeded(model: Any, seed: int) -> None:
     """Set all random states of an estimator, nested ones too, from one seed."""
-    names = sorted(k for k in model.get_params(deep=True) if k == "random_state" or k.endswith("__random_state"))
+    names = random_states(model)
     states = np.random.SeedSequence(seed).generate_state(len(names)) if len(names) > 1 else [seed]
     if names:
         model.set_params(**{name: int(state) % 2**31 for name, state in zip(names, states, strict=True)})
+
+
+def random_states(model: Any) -> list[str]:
+    """Names of an estimator's random states, nested ones too, in order."""
+    return sorted(k for k in model.get_params(deep=True) if k == "random_state" or k.endswith("__random_state"))
 
 
 def measured_probability(own: Array, measurement: str) -> Array:
