@@ -16,7 +16,7 @@ from tests.truth import games
 
 from proponent.errors import InputError
 from proponent.methods.rounds import draw
-from proponent.methods.samplers import SAMPLERS, Sampling, Semivalue
+from proponent.methods.samplers import ORDERS, PATIENCE, SAMPLERS, Sampling, Semivalue, Walks
 from proponent.retrain.lasso import lasso
 from proponent.retrain.moments import Halves, Moments
 from proponent.retrain.reduce import (
@@ -188,6 +188,28 @@ def test_truncated_walks_stop_at_the_same_place_whatever_the_round_and_cost_less
     asked.clear()
     full = add(None, range(8)).whole.mean
     assert cost < 0.85 * sum(asked) and np.abs(at_once - full).max() < 0.01
+
+
+def test_truncated_walks_do_not_stop_where_they_are_close_by_chance() -> None:
+    n = 20
+    worth_of_size = np.array([0.0] * 7 + [1.0] * (PATIENCE - 1) + [0.0] * (n - PATIENCE - 6) + [1.0])
+
+    def by_size(included: Array, seeds: Array) -> Array:
+        return worth_of_size[included.sum(axis=1)][:, None]
+
+    def draws(tolerance: float | None) -> Array:
+        scheme = Walks(shapley_sizes(n), ORDERS["truncated"], 2, tolerance, seed=0, seeds=1)
+        return scheme.start(by_size)(None, range(3)).whole.mean
+
+    np.testing.assert_array_equal(draws(0.01), draws(None))
+    worth_of_size[7 + PATIENCE - 1] = 1.0  # one place longer
+    assert not np.array_equal(draws(0.01), draws(None))
+
+
+def test_stratified_orders_put_each_player_once_into_every_stratum() -> None:
+    orders = ORDERS["stratified"](np.random.default_rng(0), 12, 4)
+    places = np.argsort(orders, axis=1)
+    assert (np.sort(places // 3, axis=0) == np.arange(4)[:, None]).all()
 
 
 def test_a_failed_fit_inside_a_walk_drops_its_neighbours_there_and_nothing_else() -> None:

@@ -266,12 +266,22 @@ def test_stop_rules_end_the_run() -> None:
 def test_downsampling_is_the_difference_of_means_of_a_ledger(tmp_path: Path) -> None:
     fits: list[int] = []
     train, query = np.arange(10.0)[:, None], np.array([[1.0], [4.0]])
-    recipe = counting(fits)
-    scores = pp.Downsampling(0.6, count=50, repeats=2).fit(recipe, train, ledger=tmp_path / "l").score(query).dataset
+
+    def seeded(examples: pp.Examples, seed: int | None) -> Any:
+        fits.append(len(examples))
+        if seed == 7:
+            raise RuntimeError("this one fails")
+        return examples.inputs.mean() + np.random.default_rng(seed).normal()
+
+    recipe = FunctionRecipe(seeded, lambda mean, query: -np.abs(query.inputs[:, 0] - mean), name="seeded")
+    with pytest.warns(ProponentWarning, match="1 of 100 trainings failed"):
+        scores = (
+            pp.Downsampling(0.6, count=50, repeats=2).fit(recipe, train, ledger=tmp_path / "l").score(query).dataset
+        )
     assert len(fits) == 100
     ledger = retrain(recipe, train, query, fractions(0.6, 50, repeats=2), ledger=tmp_path / "l")
     assert len(fits) == 100
-    z, measured = ledger.included[::2], ledger.measured.reshape(50, 2, 2).mean(axis=1)
+    z, measured = ledger.included[::2], np.nanmean(ledger.measured.reshape(50, 2, 2), axis=1)
     for i in range(10):
         expected = measured[z[:, i] == 1].mean(axis=0) - measured[z[:, i] == 0].mean(axis=0)
         np.testing.assert_allclose(scores.score[:, i], expected, atol=1e-12)
@@ -388,6 +398,9 @@ def test_the_least_core_pays_what_an_additive_game_is_worth_and_says_its_subsidy
     paid = pp.LeastCore(count=100).fit(majority, players(3)).values(queries(1))
     np.testing.assert_allclose(paid.value, np.full(3, 1 / 3), atol=1e-6)
     assert paid.dataset.attrs["subsidy"] == pytest.approx(1 / 3, abs=1e-6)
+    both = Game(lambda held: held[:, 0] * held[:, 1], "both")  # any division between the two is in the core
+    even = pp.LeastCore(count=100).fit(both, players(4)).values(queries(1))
+    np.testing.assert_allclose(even.value, [0.5, 0.5, 0, 0], atol=1e-6)
     with pytest.raises(NotConverged, match="draw more subsets"):
         pp.LeastCore(count=3).fit(additive, players(5)).values(queries(2))
 
