@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from proponent.attribution import Attribution
-from proponent.errors import InputError, ProponentWarning
+from proponent.errors import InputError
 from proponent.evaluate.comparison import Comparison, compare, per_query
 from proponent.evaluate.datamodeling import LDS
 from proponent.evaluate.truth import Truth, aligned
@@ -23,7 +22,7 @@ from proponent.experiment.evaluation_settings import EvaluationSettings
 from proponent.experiment.explain import subject_in_words
 from proponent.experiment.inputs import checkpoint_marks, fingerprints_of, try_out
 from proponent.experiment.load import blaming, load
-from proponent.experiment.run import Clock, _versions
+from proponent.experiment.record import Clock, versions, with_warnings, writing
 from proponent.progress import say
 from proponent.report.evaluation_page import write_page
 from proponent.retrain.ledger import Ledger
@@ -59,12 +58,8 @@ def run_evaluation(settings: EvaluationSettings) -> Evaluation:
         InputError: the file lacks a function, its code raises, or every training failed.
         FingerprintMismatch: the directory holds the models of another recipe or other training examples.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ProponentWarning)
-        made = _evaluation(settings)
-    told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ProponentWarning))
-    made = replace(made, warnings=tuple(told))
+    made, told = with_warnings(lambda: _evaluation(settings))
+    made = replace(made, warnings=told)
     write(made, settings)
     return made
 
@@ -109,7 +104,7 @@ def _evaluation(settings: EvaluationSettings) -> Evaluation:
         best=best,
         cloud=cloud,
         seconds=clock.seconds,
-        versions=_versions(),
+        versions=versions(),
         fingerprints=marks,
     )
 
@@ -126,11 +121,9 @@ def _marks(inputs: Inputs) -> dict[str, str]:
 
 
 def _claim(out: Path, settings: EvaluationSettings) -> None:
-    try:
+    with writing(settings.out):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.yaml", settings.to_yaml().encode())
-    except OSError as e:
-        raise InputError(f"{e.strerror} for {settings.out!r}", "a writable directory", "name another with --out") from e
 
 
 def _retrained(settings: EvaluationSettings, inputs: Inputs, trained: Trained) -> tuple[Ledger, bool, int]:

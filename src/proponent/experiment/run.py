@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import proponent
 from proponent.attribution import Attribution
-from proponent.errors import InputError, ProponentWarning
+from proponent.errors import InputError
 from proponent.experiment.answer import Answer, Cost
 from proponent.experiment.explain import describer_of, explained, neighbour, records, subject_in_words
 from proponent.experiment.inputs import checkpoint_marks, fingerprints_of, options_of, rows_of, try_out
 from proponent.experiment.load import Experiment, blaming, load
+from proponent.experiment.record import Clock, versions, with_warnings, writing
 from proponent.experiment.self_influence import self_influence
 from proponent.experiment.settings import Settings
 from proponent.experiment.survey import Survey, frequent, survey
@@ -32,24 +28,6 @@ from proponent.store.stages import write_atomically
 SHOWN = 10
 """Examples of the largest self-influence that are shown."""
 
-PACKAGES = ("proponent", "numpy", "scipy", "scikit-learn", "torch", "transformers")
-
-
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, also one that fails."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - start, 3)
-
 
 def run_experiment(settings: Settings) -> Answer:
     """Attribute what an experiment file defines, and write the run directory.
@@ -61,12 +39,8 @@ def run_experiment(settings: Settings) -> Answer:
         InputError: the file lacks a function, its code raises, or the data are not what the model wants.
         FingerprintMismatch: the directory holds the run of another model, other data or settings.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ProponentWarning)
-        answer = _answer(settings)
-    told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ProponentWarning))
-    answer = replace(answer, warnings=tuple(told))
+    answer, told = with_warnings(lambda: _answer(settings))
+    answer = replace(answer, warnings=told)
     write(answer, settings)
     return answer
 
@@ -119,7 +93,7 @@ def _answer(settings: Settings) -> Answer:
         self_influence=selfs,
         self_shown=self_shown,
         set_aside=found.set_aside,
-        versions=_versions(),
+        versions=versions(),
         fingerprints=marks,
     )
 
@@ -127,14 +101,12 @@ def _answer(settings: Settings) -> Answer:
 def _claim(out: Path, settings: Settings, marks: dict[str, str]) -> None:
     """Refuse a directory where something else was scored, in words that say what differs."""
     made_from, note = settings.deciding() | marks, out / "made_from.json"
-    try:
+    with writing(settings.out):
         out.mkdir(parents=True, exist_ok=True)
         if note.exists() and (out / "attribution.zarr").exists():
             require_same(json.loads(note.read_text()), made_from, str(out))
         write_atomically(note, json.dumps(made_from, indent=1).encode())
         write_atomically(out / "config.yaml", settings.to_yaml().encode())
-    except OSError as e:
-        raise InputError(f"{e.strerror} for {settings.out!r}", "a writable directory", "name another with --out") from e
 
 
 def _scores(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Attribution, Cost]:
@@ -166,18 +138,6 @@ def _require_finite(found: Survey) -> None:
 def _decoded(settings: Any) -> dict[str, Any]:
     made = json.loads(settings) if isinstance(settings, str) else settings or {}
     return {k: v for k, v in made.items() if v is not None and k != "weights"}
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that took part."""
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        if name in sys.modules or name == "scikit-learn":
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
-    return found
 
 
 def plan(path: str) -> Any:

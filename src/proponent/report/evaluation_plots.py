@@ -14,13 +14,13 @@ from proponent.report.plots import (
     LETTER,
     WIDE,
     Tone,
-    _axis,
-    _cut,
-    _svg,
-    _text,
-    _ticks,
-    _whisker,
-    _x_ticks,
+    axis,
+    cut_to,
+    drawing,
+    label_at,
+    ticks,
+    whisker,
+    x_ticks,
 )
 from proponent.report.words import plain
 
@@ -57,17 +57,17 @@ def scores(rows: Sequence[Row], ceiling: float, width: int, label: str) -> str:
     ends = [v for r in rows for v in (r.value, r.lower, r.upper) if math.isfinite(v)] + [0.0]
     ends += [ceiling] if math.isfinite(ceiling) else []
     pad = 0.05 * (max(ends) - min(ends)) or 0.1
-    x = _axis(min(ends) - pad, max(ends) + pad, left, split)
+    x = axis(min(ends) - pad, max(ends) + pad, left, split)
     cost, ticks = _seconds([r.seconds for r in rows], split + gap, width - 16)
     parts = _heads(x, ceiling, cost is not None, split + gap, top, bottom)
     for i, row in enumerate(rows):
         parts.append(_row(row, x, cost, top + i * pitch, narrow))
-    parts += _x_ticks(min(ends) - pad, max(ends) + pad, x, bottom + 4, int(split) + 20)
+    parts += x_ticks(min(ends) - pad, max(ends) + pad, x, bottom + 4, int(split) + 20)
     parts += _cost_ticks(cost, ticks, bottom + 4, split + gap, width)
     parts.append(
-        _text((left + split) / 2, bottom + 44, _cut(label, int((split - left) / LETTER) + 6), "middle", "axis")
+        label_at((left + split) / 2, bottom + 44, cut_to(label, int((split - left) / LETTER) + 6), "middle", "axis")
     )
-    return _svg(width, bottom + 52, label, "".join(parts))
+    return drawing(width, bottom + 52, label, "".join(parts))
 
 
 def _heads(x: Scale, ceiling: float, costs: bool, start: float, top: float, bottom: float) -> list[str]:
@@ -75,9 +75,9 @@ def _heads(x: Scale, ceiling: float, costs: bool, start: float, top: float, bott
     parts = [_rule("zero", x(0.0), top - 8, bottom + 4)]
     if math.isfinite(ceiling):
         parts.append(_rule("ceiling", x(ceiling), top - 8, bottom + 4))
-        parts.append(_text(x(ceiling), top - 14, f"ceiling {ceiling:.2f}", "end", "tick"))
+        parts.append(label_at(x(ceiling), top - 14, f"ceiling {ceiling:.2f}", "end", "tick"))
     if costs:
-        parts.append(_text(start, top - 14, "time", "start", "tick"))
+        parts.append(label_at(start, top - 14, "time", "start", "tick"))
     return parts
 
 
@@ -86,9 +86,9 @@ def _row(row: Row, x: Scale, cost: Scale | None, y: float, narrow: bool) -> str:
     inside = f"<title>{escape(plain(f'{row.name}: {row.shown}'))}</title>"
     letters = 44 if narrow else 21
     place = (4, y + 14, "start") if narrow else (156, middle + 4, "end")
-    inside += _text(place[0], place[1], _cut(row.name, letters), place[2], "name")
+    inside += label_at(place[0], place[1], cut_to(row.name, letters), place[2], "name")
     if math.isfinite(row.lower) and math.isfinite(row.upper):
-        inside += _whisker(x(row.lower), x(row.upper), middle)
+        inside += whisker(x(row.lower), x(row.upper), middle)
     if math.isfinite(row.value):
         inside += _dot(x(row.value), middle, row.tone)
     if cost is not None and math.isfinite(row.seconds):
@@ -103,7 +103,7 @@ def _seconds(seconds: Sequence[float], start: float, end: float) -> tuple[Scale 
         return None, []
     first, last = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)) + 1e-9)
     last = max(last, first + 1)
-    line = _axis(first, last, start + 8, end)
+    line = axis(first, last, start + 8, end)
     step = max(1, math.ceil((last - first) / max(1, int((end - start) / ROOM))))
     return (lambda s: line(math.log10(max(s, 1e-4)))), [10.0**p for p in range(first, last + 1, step)]
 
@@ -115,7 +115,7 @@ def _cost_ticks(cost: Scale | None, ticks: list[float], y: float, start: float, 
     for tick in ticks:
         shown = f"{tick * 1000:g} ms" if tick < 0.1 else f"{tick:,g} s"
         half = LETTER * len(shown) / 2
-        parts.append(_text(min(cost(tick), width - half), y + 17, shown, "middle", "tick"))
+        parts.append(label_at(min(cost(tick), width - half), y + 17, shown, "middle", "tick"))
     return parts
 
 
@@ -127,21 +127,21 @@ def cloud(x: Array, y: Array, width: int, x_label: str, y_label: str) -> str:
     """
     size, left, top, bottom = min(width, 460), 40, 26, 46
     most = float(np.abs(np.concatenate([x, y, [1.0]])).max()) * 1.05
-    across, up = _axis(-most, most, left, size - 10), _axis(-most, most, size - bottom, top)
-    parts = [_text(0, 14, _cut(y_label, int(size / LETTER)), "start", "axis")]
-    for tick, shown in _ticks(-most, most, 5):
+    across, up = axis(-most, most, left, size - 10), axis(-most, most, size - bottom, top)
+    parts = [label_at(0, 14, cut_to(y_label, int(size / LETTER)), "start", "axis")]
+    for tick, shown in ticks(-most, most, 5):
         parts.append(f'<line class="grid" x1="{left}" x2="{size - 10}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
-        parts.append(_text(left - 8, up(tick) + 4, shown, "end", "tick"))
+        parts.append(label_at(left - 8, up(tick) + 4, shown, "end", "tick"))
     ends = f'x1="{across(-most):.1f}" y1="{up(-most):.1f}" x2="{across(most):.1f}" y2="{up(most):.1f}"'
     parts.append(f'<line class="diagonal" {ends}/>')
     points = zip(x, y, strict=True)
     parts.append(f'<g class="cloud">{"".join(_point(across(a), up(b)) for a, b in points)}</g>')
     parts.append(f'<line class="base" x1="{left}" x2="{size - 10}" y1="{size - bottom}" y2="{size - bottom}"/>')
     parts += [
-        _text(across(tick), size - bottom + 17, shown, "middle", "tick") for tick, shown in _ticks(-most, most, 5)
+        label_at(across(tick), size - bottom + 17, shown, "middle", "tick") for tick, shown in ticks(-most, most, 5)
     ]
-    parts.append(_text((left + size - 10) / 2, size - 6, _cut(x_label, int(size / LETTER)), "middle", "axis"))
-    return _svg(size, size, f"{y_label} over {x_label}", "".join(parts))
+    parts.append(label_at((left + size - 10) / 2, size - 6, cut_to(x_label, int(size / LETTER)), "middle", "axis"))
+    return drawing(size, size, f"{y_label} over {x_label}", "".join(parts))
 
 
 def _point(x: float, y: float) -> str:
