@@ -55,7 +55,7 @@ def render(answer: Answer, limits: Limits) -> str:
         "selfs_pictures": bool(answer.self_shown) and answer.self_shown[0].shown.kind == "image",
         "set_aside": [_aside(axis, ids) for axis, ids in answer.set_aside.items()],
         "choices": [(words.plain(k).replace("_", " "), words.cell(_choice(v))) for k, v in answer.choices.items()],
-        "seconds": [(stage, f"{v:,.1f}") for stage, v in answer.seconds.items()],
+        "seconds": [(words.upfirst(stage), f"{v:,.1f}") for stage, v in answer.seconds.items()],
         "total": f"{sum(answer.seconds.values()):,.1f}",
     }
     return fill("attribution.html", view, ("report.css", "attribution.css"))

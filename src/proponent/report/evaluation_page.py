@@ -48,7 +48,7 @@ def render(e: Evaluation) -> str:
         "base_rate": f"{(e.bad or 0) / e.n_train:.2f}",
         "columns": {name: name in e.table and e.table[name].notna().any() for name in ("lds_of_ceiling", "slope")},
         "notes": [(words.plain(r["method"]), words.plain(r["note"])) for r in rows if r["note"]],
-        "seconds": [(stage, f"{v:,.1f}") for stage, v in e.seconds.items()],
+        "seconds": [(words.upfirst(stage), f"{v:,.1f}") for stage, v in e.seconds.items()],
         "total": f"{sum(e.seconds.values()):,.1f}",
     }
     return fill("evaluation.html", view, ("report.css", "evaluation.css"))
