@@ -22,6 +22,8 @@ SCRIPTS = (
     "kill_audit.py",
     "memorization.py",
     "data_cleaning.py",
+    "stacked_training.py",
+    "shapley_speed.py",
     "banks.py",
 )
 

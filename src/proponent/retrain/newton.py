@@ -123,7 +123,9 @@ class _Source:
 
 def _linear(estimator: Any, train: Examples) -> Linear:
     split(estimator)  # most estimators are turned away here, before the training set is hashed
-    return _read(_Source(f"{estimator.get_params(deep=True)} {train.fingerprint()}", estimator, train))
+    return _read(
+        _Source(f"{type(estimator)} {estimator.get_params(deep=True)} {train.fingerprint()}", estimator, train)
+    )
 
 
 @functools.lru_cache(maxsize=4)
