@@ -170,7 +170,7 @@ def test_queries_may_come_in_several_parts(name, method, monkeypatch):
     )
     want = [made() for made in make]
     monkeypatch.setattr("proponent.methods.score.QUERY_MEMORY", 1)
-    assert plain.members[0].sizes.queries(identity=False) == 1
+    assert plain.members[0].sizes.queries(vectors=1) == 1
     for made, whole in zip(make, want, strict=True):
         assert close(made(), whole)
 

@@ -13,8 +13,8 @@ from proponent.capture.blocks import Block, Factors
 from proponent.curvature import diagonal
 from proponent.curvature.damping import Damping
 from proponent.curvature.expansion import Expansion
-from proponent.curvature.metric import Prepared
 from proponent.curvature.preconditioned import LowRank, PreparedRows, Terms
+from proponent.curvature.queries import Meter, Prepared, Queries, Summed
 from proponent.curvature.spectrum import Spectrum
 
 
@@ -33,7 +33,7 @@ class InverseFisher:
     inverse: Mapping[str, tuple[Tensor, ...]]
     expansions: Mapping[str, Expansion] = field(default_factory=dict)
     rank: int | None = None
-    keeps_factors: bool = False
+    vectors: int = 1
 
     @classmethod
     def of(
@@ -65,6 +65,12 @@ class InverseFisher:
     def exact(self) -> InverseFisher:
         """Without any shortcut."""
         return InverseFisher(self.spectrum, self.inverse)
+
+    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
+        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
+
+    def meter(self, zeros: Tensor) -> Meter:
+        return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
         if name not in self.spectrum.bases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,30 +11,30 @@ from torch import Tensor
 from proponent.capture.blocks import Block, Factors, ghost_is_cheaper
 from proponent.capture.grid import Grid, Levels
 from proponent.capture.products import times
-
-
-class Prepared(Protocol):
-    """One block of q queries, multiplied by the metric."""
-
-    def add(self, block: Block, out: Tensor) -> None:
-        """out (q, b) += g_qᵀ P g_i."""
-        ...
+from proponent.curvature.queries import Meter, Prepared, Queries, Summed
 
 
 class Metric(Protocol):
-    """gᵀ P g′, block by block.
+    """gᵀ P g′.
 
     Args:
-        keeps_factors: one-position layers' queries are kept as factors, not as gradients.
+        vectors: numbers that are held of a query, in multiples of its gradient; 0 where layers with one position are kept
+            as factors.
     """
 
     @property
-    def keeps_factors(self) -> bool: ...
+    def vectors(self) -> int: ...
 
-    def prepare(self, name: str, query: Block) -> Prepared: ...
+    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
+        """Gradients of q queries, by block, multiplied by P; see `Queries`."""
+        ...
 
-    def norm2(self, name: str, block: Block) -> Tensor:
-        """(b,) gᵀ P g."""
+    def meter(self, zeros: Tensor) -> Meter:
+        """What measures the gradients of b examples.
+
+        Args:
+            zeros: (b,) for the squared norms.
+        """
         ...
 
 
@@ -41,7 +42,13 @@ class Metric(Protocol):
 class Identity:
     """P = 1: gradients are compared as they are."""
 
-    keeps_factors: bool = True
+    vectors: int = 0
+
+    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
+        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
+
+    def meter(self, zeros: Tensor) -> Meter:
+        return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
         if isinstance(query, Factors) and query.positions == 1 and query.weight:

@@ -124,7 +124,7 @@ class FittedGradients:
         require_memory(len(queries), len(self.train), 1)
         memory = self._memory(queries)
         self._fill(queries, memory)
-        return self._attribution(start, queries, memory.score)
+        return self._attribution(start, queries, memory.score, _residuals(memory, len(queries)))
 
     def positions(self, query: Any, train: Any) -> xr.DataArray:
         """How much of one training example's scores each of its positions gives, such as each token.
@@ -212,9 +212,8 @@ class FittedGradients:
         require_memory(len(queries), len(self.train), 1 + len(layers))
         memory = self._memory(queries, layers)
         self._fill(queries, memory, layers)
-        made = self._attribution(
-            start, queries, memory.score.sum(0), {"score_by_layer": (("layer", "query", "train"), memory.score)}
-        )
+        variables = {"score_by_layer": (("layer", "query", "train"), memory.score), **_residuals(memory, len(queries))}
+        made = self._attribution(start, queries, memory.score.sum(0), variables)
         names = np.array([name or type(first.capture.task.net).__name__ for name in layers], dtype=object)
         return Attribution(made.dataset.assign_coords(layer=names))
 
@@ -269,18 +268,25 @@ class FittedGradients:
         missing = sink.missing(turn, self.train.parts(self._batch(member)))
         if not missing:
             return
-        made = self._stream(member, queries[chunk], missing, layers)
+        made = self._stream(member, queries[chunk], missing, layers, lambda residual: sink.note(chunk, residual))
         for at, scores in track(made, f"{self.method}: training examples", total=len(missing)):
             sink.add(turn, chunk, at, scores)
 
     def _stream(
-        self, member: Member, query: Rows, parts: list[slice], layers: tuple[str, ...]
+        self,
+        member: Member,
+        query: Rows,
+        parts: list[slice],
+        layers: tuple[str, ...],
+        note: Callable[[Tensor], None],
     ) -> Iterator[tuple[slice, Tensor]]:
         capture, batch = member.capture, self._batch(member)
         scale = 1.0 if self.cosine else self.scale * member.weight
         if self.engine == "jvp":
             return stream_forward(capture, directions(capture, query, batch), self.train, parts, scale)
         queries = prepare(capture, member.metric, query, batch, layers)
+        if queries.residual is not None:
+            note(queries.residual)
         return stream(capture, queries, self.train, parts, scale, self._norms(member, query, batch))
 
     def _norms(self, member: Member, queries: Rows, batch: int) -> Norms | None:
@@ -296,8 +302,8 @@ class FittedGradients:
         return len(self._query_chunks(self.members[0], queries))
 
     def _query_chunks(self, member: Member, queries: Rows) -> list[slice]:
-        factors = member.metric.keeps_factors and self.engine == "factors"
-        return queries.parts(member.sizes.queries(factors))
+        vectors = member.metric.vectors if self.engine == "factors" else 1
+        return queries.parts(member.sizes.queries(vectors))
 
     def _batch(self, member: Member) -> int:
         return self.batch or member.sizes.batch()
@@ -324,6 +330,13 @@ class FittedGradients:
     def _facts(self, start: float) -> dict[str, Any]:
         seconds = round(self.seconds + time.perf_counter() - start, 3)
         return {**self.facts, "settings": dict(self.settings), "seconds": seconds}
+
+
+def _residuals(memory: Memory, count: int) -> dict[str, Any]:
+    """The solver's residual of each query, where it told."""
+    if not memory.residual:
+        return {}
+    return {"residual": (("query",), np.array([memory.residual[k] for k in range(count)]))}
 
 
 def set_aside(score: Array, queries: Rows | None, train: Rows) -> dict[str, Any]:

@@ -38,8 +38,13 @@ class Influence:
     True
 
     Args:
-        curvature: of a task: "ekfac" (default), "kfac", "diagonal", "identity"; EKFAC(…), KFAC(…) or Diagonal(…) with
-            settings; or a saved spectrum (a path, or what `EKFAC().fit` gives).
+        curvature: of a task, layer by layer: "ekfac" (default), "kfac", "diagonal", "identity"; EKFAC(…), KFAC(…) or
+            Diagonal(…) with settings; or a saved spectrum (a path, or what `EKFAC().fit` gives). Of all parameters
+            together: "ggn", "hessian", "fisher", "empirical_fisher"; GGN(…), Hessian(), Fisher(…) or EmpiricalFisher(…).
+        solver: of a task, how a curvature of all parameters is inverted: "explicit", "dual", "cg", "nystrom", "arnoldi",
+            "lissa", "refinement", "datainf"; Explicit(), Dual(…), CG(…), Nystrom(…), Arnoldi(…), LiSSA(…), Refinement(…) or
+            DataInf() with settings. By default explicit for small models, else dual or cg. Each query's relative residual is
+            in the result as `residual`.
         damping: λ of a task: "auto" (a tenth of each block's mean eigenvalue), a number, or a Damping.
         weight_decay: of a task: the L2 penalty (weight_decay/2)‖θ‖² that training added to the mean loss.
         shortcut: of a task: the expected relative error up to which layers with one position are scored by short sums;
@@ -58,6 +63,7 @@ class Influence:
     """
 
     curvature: Any = None
+    solver: Any = None
     damping: Any = "auto"
     weight_decay: float = 0.0
     shortcut: float = 0.05

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from proponent.attribution import CHANGE
 from proponent.capture.blocks import Block, Factors
 from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
+from proponent.curvature.coordinates import Coordinates
 from proponent.curvature.damping import Damping, damping_of
 from proponent.curvature.fisher import InverseFisher, shortcut_errors
+from proponent.curvature.inverses import CG, SOLVERS, Dual, Explicit, Solver
 from proponent.curvature.kinds import KINDS, Kind, covariances, decomposed, eigenvalues
 from proponent.curvature.metric import Identity, Metric
+from proponent.curvature.problems import MATRICES, EmpiricalFisher, Fisher, Matrix, Problem
 from proponent.curvature.spectrum import Spectrum
 from proponent.errors import FingerprintMismatch, InputError, ProponentWarning, did_you_mean
 from proponent.methods.fitted_gradients import FittedGradients, Member
@@ -27,6 +32,11 @@ from proponent.task import Task
 COMPARED = 32
 """Examples as queries, and as many others, on which the shortcuts' error is measured."""
 
+SMALL = 4000
+"""Parameters up to which the whole matrix is formed, where nothing else is asked for."""
+
+Curvature = Kind | Spectrum | Matrix | str
+
 WORSE = 3.0
 """Times the error that was asked for, above which a warning says so."""
 
@@ -34,15 +44,17 @@ WORSE = 3.0
 def fit_influence(spec: Any, task: Task, train: Any) -> FittedGradients:
     """`Influence.fit` for a task."""
     start, rows = time.perf_counter(), Rows.of(train)
-    damping = damping_of(spec.damping)
-    curvature = _curvature(spec.curvature)
+    curvature = curvature_of(spec.curvature)
+    solver = solver_of(spec.solver, curvature)
     with task.watching():
         capture = Capture.of(task, rows)
         sizes = Sizes.of(capture, rows)
-        metric, facts = _metric(spec, curvature, capture, rows, sizes, damping)
+        curved = _curved(spec, curvature, solver, capture, rows, sizes)
+        damping = damping_of(spec.damping)
+        metric, facts = curved.metric(damping)
     return FittedGradients(
-        method=f"Influence ({curvature if isinstance(curvature, str) else _name(curvature)})",
-        settings=task.settings() | _settings(spec, curvature, damping),
+        method=f"Influence ({_said(curvature, solver)})",
+        settings=task.settings() | _settings(spec, curvature, solver, damping),
         unit=CHANGE,
         train=rows,
         members=[Member(capture, metric, sizes)],
@@ -53,10 +65,122 @@ def fit_influence(spec: Any, task: Task, train: Any) -> FittedGradients:
     )
 
 
-def _curvature(wish: Any) -> Kind | Spectrum | str:
+class Curved(Protocol):
+    """A curvature that is known, and can be inverted with any damping."""
+
+    def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
+        """The inverse, and what should be known of it."""
+        ...
+
+
+def _curved(
+    spec: Any, curvature: Curvature, solver: Solver | None, capture: Capture, rows: Rows, sizes: Sizes
+) -> Curved:
+    batch = spec.batch_size or sizes.batch()
+    if isinstance(curvature, str):
+        return Uncurved()
+    if isinstance(curvature, Kind | Spectrum):
+        return InEigenbases.of(spec, curvature, capture, rows, batch)
+    solver = solver or _usual_solver(curvature, capture, rows)
+    problem = curvature.problem(capture, rows, batch)
+    return BySolver(problem, solver, spec.weight_decay)
+
+
+@dataclass(frozen=True)
+class Uncurved:
+    """The identity."""
+
+    def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
+        return Identity(), {}
+
+
+@dataclass(frozen=True)
+class BySolver:
+    """All parameters together.
+
+    Args:
+        problem: the curvature.
+        solver: how it is inverted.
+        weight_decay: that is added to it.
+    """
+
+    problem: Problem
+    solver: Solver
+    weight_decay: float
+
+    def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
+        mean = self.problem.trace / self.problem.coordinates.size if damping.scale == "mean" else 1.0
+        total = self.weight_decay + damping.of(torch.tensor([mean + self.weight_decay], dtype=torch.float64))
+        if not total > 0 and self.solver.name in ("dual", "nystrom", "datainf", "refinement"):
+            raise InputError(f"no damping for solver={self.solver.name!r}", "a positive one", "pass damping='auto'")
+        metric, facts = self.solver.metric(self.problem, total)
+        return metric, {"solver": {"name": self.solver.name, "damping": total, **facts}}
+
+
+@dataclass(frozen=True)
+class InEigenbases:
+    """Layer by layer, in the eigenbases of a spectrum.
+
+    Args:
+        spec: the specification.
+        spectrum: eigenvalues and bases.
+        blocks: gradients of the examples on which shortcuts are measured.
+        compared: how many these are.
+        facts: about the fit.
+    """
+
+    spec: Any
+    spectrum: Spectrum
+    blocks: Mapping[str, Block]
+    compared: int
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, spec: Any, curvature: Kind | Spectrum, capture: Capture, rows: Rows, batch: int) -> InEigenbases:
+        mark = weights_mark(capture.task)
+        facts: dict[str, Any] = {}
+        if isinstance(curvature, Spectrum):
+            found = curvature
+            if found.made_from.get("weights", mark) != mark:
+                raise FingerprintMismatch(
+                    "a spectrum of other weights",
+                    "one of this model as it is now",
+                    "fit it again, or load its checkpoint",
+                )
+        else:
+            sums, first = covariances(curvature, capture, rows, batch)
+            found, second = eigenvalues(curvature, capture, rows, batch, decomposed(curvature, sums))
+            found = replace(found, made_from=curvature.made_from(mark))
+            facts["curvature_error"] = {"covariances": round(first, 5), "eigenvalues": round(second, 5)}
+        return cls(spec, found, _some_blocks(capture, rows), min(len(rows), 2 * COMPARED), facts)
+
+    def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
+        spec, facts = self.spec, dict(self.facts)
+        single = single_positions(self.blocks)
+        metric = InverseFisher.of(self.spectrum, damping, spec.weight_decay, single, spec.shortcut, spec.query_rank)
+        if metric.expansions or metric.rank is not None:
+            half = min(COMPARED, self.compared)
+            facts["shortcut"] = shortcut_errors(metric, self.blocks, slice(0, half), slice(self.compared - half, None))
+            error = facts["shortcut"]["relative_error"]
+            if metric.rank is None and error > WORSE * spec.shortcut:
+                warnings.warn(
+                    f"scores within about {error:.1%} of the exact ones, where {spec.shortcut:.1%} was asked for: "
+                    "these gradients are not like those that the curvature was fitted to; shortcut=0 scores exactly",
+                    ProponentWarning,
+                    stacklevel=4,
+                )
+        return metric, facts
+
+
+def curvature_of(wish: Any) -> Curvature:
+    """A curvature from its name or itself.
+
+    Raises:
+        InputError: an unknown name.
+    """
     if wish is None:
         return KINDS["ekfac"]()
-    if isinstance(wish, Kind | Spectrum):
+    if isinstance(wish, Kind | Spectrum | Matrix):
         return wish
     if isinstance(wish, str | Path) and str(wish).endswith(".safetensors"):
         return Spectrum.load(wish)
@@ -64,63 +188,81 @@ def _curvature(wish: Any) -> Kind | Spectrum | str:
         return "identity"
     if wish in KINDS:
         return KINDS[wish]()
-    names = ["identity", *KINDS]
+    if wish in MATRICES:
+        return MATRICES[wish]()
+    names = ["identity", *KINDS, *MATRICES]
     raise InputError(
         f"curvature {wish!r}",
-        f"one of {', '.join(names)}, EKFAC(…), KFAC(…), Diagonal(…), or a saved spectrum",
+        f"one of {', '.join(names)}, EKFAC(…), KFAC(…), Diagonal(…), GGN(…), Hessian(), Fisher(…), EmpiricalFisher(…), "
+        "or a saved spectrum",
         did_you_mean(str(wish), names),
     )
 
 
-def _metric(
-    spec: Any, curvature: Kind | Spectrum | str, capture: Capture, rows: Rows, sizes: Sizes, damping: Damping
-) -> tuple[Metric, dict[str, Any]]:
-    if isinstance(curvature, str):
-        return Identity(), {}
-    batch = spec.batch_size or sizes.batch()
-    mark = weights_mark(capture.task)
-    facts: dict[str, Any] = {}
-    if isinstance(curvature, Spectrum):
-        found = curvature
-        if found.made_from.get("weights", mark) != mark:
-            raise FingerprintMismatch(
-                "a spectrum of other weights", "one of this model as it is now", "fit it again, or load its checkpoint"
-            )
-    else:
-        sums, first = covariances(curvature, capture, rows, batch)
-        found, second = eigenvalues(curvature, capture, rows, batch, decomposed(curvature, sums))
-        found = replace(found, made_from=curvature.made_from(mark))
-        facts["curvature_error"] = {"covariances": round(first, 5), "eigenvalues": round(second, 5)}
-    blocks = _some_blocks(capture, rows)
-    single = single_positions(blocks)
-    metric = InverseFisher.of(found, damping, spec.weight_decay, single, spec.shortcut, spec.query_rank)
-    if metric.expansions or metric.rank is not None:
-        half = min(COMPARED, len(rows))
-        facts["shortcut"] = shortcut_errors(
-            metric, blocks, slice(0, half), slice(len(rows[: 2 * COMPARED]) - half, None)
+EVERY = frozenset(SOLVERS) - {"datainf"}
+
+LEGAL: dict[str, frozenset[str]] = {
+    "ggn": EVERY,
+    "fisher": EVERY,
+    "empirical_fisher": frozenset(SOLVERS),
+    "hessian": frozenset({"explicit", "cg", "lissa", "arnoldi"}),
+}
+"""The solvers that each curvature of all parameters together can be inverted by."""
+
+
+def solver_of(wish: Any, curvature: Curvature) -> Solver | None:
+    """A solver from its name or itself; None where the curvature needs or chooses its own.
+
+    Raises:
+        InputError: an unknown name, or a pair that does not go together.
+    """
+    own = getattr(curvature, "name", None)
+    if wish is None:
+        return None
+    solver = SOLVERS[wish]() if isinstance(wish, str) and wish in SOLVERS else wish
+    if not isinstance(solver, Solver):
+        raise InputError(f"solver {wish!r}", f"one of {', '.join(SOLVERS)}", did_you_mean(str(wish), SOLVERS))
+    if own not in LEGAL:
+        raise InputError(
+            f"solver={solver.name!r} for the curvature {_name(curvature)}, which is inverted in its own basis",
+            f"solvers are for curvature={', '.join(map(repr, LEGAL))}",
+            "leave solver out, or choose one of these curvatures",
         )
-        error = facts["shortcut"]["relative_error"]
-        if metric.rank is None and error > WORSE * spec.shortcut:
-            warnings.warn(
-                f"scores within about {error:.1%} of the exact ones, where {spec.shortcut:.1%} was asked for: "
-                "these gradients are not like those that the curvature was fitted to; shortcut=0 scores exactly",
-                ProponentWarning,
-                stacklevel=4,
-            )
-    return metric, facts
+    legal = LEGAL[own] - ({"dual"} if getattr(curvature, "per_layer", False) else frozenset())
+    if solver.name not in legal:
+        raise InputError(
+            f"solver={solver.name!r} for curvature={own!r}", f"one of {', '.join(sorted(legal))}", "choose one of them"
+        )
+    return solver
 
 
-def _name(curvature: Kind | Spectrum) -> str:
+def _usual_solver(curvature: Matrix, capture: Capture, rows: Rows) -> Solver:
+    """Explicit for small models, the dual where there are no more gradients than it keeps, conjugate gradients otherwise."""
+    if Coordinates.of(capture.task).size <= SMALL:
+        return Explicit()
+    few = isinstance(curvature, Fisher | EmpiricalFisher) and not curvature.per_layer and len(rows) <= Dual().rows
+    return Dual() if few else CG()
+
+
+def _said(curvature: Curvature, solver: Solver | None) -> str:
+    return _name(curvature) + (f", {solver.name}" if solver else "")
+
+
+def _name(curvature: Curvature) -> str:
+    if isinstance(curvature, str):
+        return curvature
     return "a fitted spectrum" if isinstance(curvature, Spectrum) else type(curvature).__name__
 
 
-def _settings(spec: Any, curvature: Kind | Spectrum | str, damping: Damping) -> dict[str, Any]:
+def _settings(spec: Any, curvature: Curvature, solver: Solver | None, damping: Damping) -> dict[str, Any]:
     """What decides the scores, for the record."""
-    made: dict[str, Any] = {"curvature": curvature if isinstance(curvature, str) else _name(curvature)}
-    if isinstance(curvature, Kind):
+    made: dict[str, Any] = {"curvature": _name(curvature)}
+    if isinstance(curvature, Kind | Matrix):
         made |= vars(curvature)
     if isinstance(curvature, Spectrum):
         made |= {"spectrum": dict(curvature.made_from)}
+    if isinstance(curvature, Matrix):
+        made |= {"solver": vars(solver) | {"name": solver.name} if solver else "usual"}
     return made | {
         "damping": vars(damping),
         "weight_decay": spec.weight_decay,

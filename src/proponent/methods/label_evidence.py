@@ -138,10 +138,9 @@ def _preconditioned(member: Member, rows: Rows, gradient: Mapping[str, Tensor]) 
     """(F + λ)⁻¹ times one gradient, by parameter."""
     _, blocks = member.capture.gradients(member.capture.task.batch(rows, slice(0, 1)), member.capture.task.losses)
     made: dict[str, Tensor] = {}
+    metric: Any = member.metric
     for key, block in blocks.items():
-        one: Any = member.metric.prepare(
-            key, Dense(block.names, tuple(gradient[n].flatten()[None] for n in block.names))
-        )
+        one = metric.prepare(key, Dense(block.names, tuple(gradient[n].flatten()[None] for n in block.names)))
         made |= {name: row[0] for name, row in zip(block.names, one.rows, strict=True)}
     return made
 

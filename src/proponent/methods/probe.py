@@ -124,7 +124,7 @@ class Probe:
             if cosine
             else 0.0
         )
-        chunks = -(-len(self.query) // self.sizes.queries(metric.keeps_factors))
+        chunks = -(-len(self.query) // self.sizes.queries(metric.vectors))
         return Cost(seconds * scale, each * max(1, chunks) + norms)
 
     def _captured(self, rows: Rows) -> None:

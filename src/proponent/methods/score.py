@@ -18,7 +18,8 @@ from torch import Tensor
 from proponent.capture.blocks import Block, Factors, Lookup, concatenate
 from proponent.capture.forward_mode import with_losses
 from proponent.capture.gradients import Capture
-from proponent.curvature.metric import Metric, Prepared
+from proponent.curvature.metric import Metric
+from proponent.curvature.queries import Meter, Queries
 from proponent.errors import InputError
 from proponent.rows import Rows
 
@@ -32,33 +33,6 @@ FEW = 64
 
 QUERY_MEMORY = 2**30
 """Bytes of prepared query gradients held at once; more queries take another pass over the training set."""
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Prepared gradients of the measurements of q queries.
-
-    Args:
-        blocks: by block name.
-        count: q.
-        finite: (q,) whether the query's measurement is finite.
-        layers: names of blocks whose products are kept apart; where there are none, they are added up.
-    """
-
-    blocks: dict[str, Prepared]
-    count: int
-    finite: Tensor
-    layers: tuple[str, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the products with one training example: (q,), or (layers, q)."""
-        return (len(self.layers), self.count) if self.layers else (self.count,)
-
-    def meet(self, name: str, block: Block, out: Tensor) -> None:
-        """out (*shape, b) += the products with one block."""
-        if name in self.blocks:
-            self.blocks[name].add(block, out[self.layers.index(name)] if self.layers else out)
 
 
 @dataclass(frozen=True)
@@ -77,7 +51,7 @@ class Directions:
 def prepare(capture: Capture, metric: Metric, query: Rows, batch: int, layers: tuple[str, ...] = ()) -> Queries:
     """The query side: captured batch by batch, multiplied by the metric's curvature once."""
     finite, blocks = _gathered(capture, query, batch)
-    return Queries({k: metric.prepare(k, block) for k, block in blocks.items()}, len(query), finite, layers)
+    return metric.queries(blocks, len(query), finite, layers)
 
 
 def directions(capture: Capture, query: Rows, batch: int) -> Directions:
@@ -125,12 +99,12 @@ def stream(
         batch = task.batch(train, at)
         if held.shape != (*queries.shape, at.stop - at.start):
             held = torch.empty((*queries.shape, at.stop - at.start), dtype=task.precision, device=task.device)
-        out = held.zero_()
-        own = torch.zeros(at.stop - at.start, dtype=out.dtype, device=out.device)
-        losses = capture.each(batch, task.losses, _meet(queries, out, norms, own))
-        out.mul_(-scale)
-        if norms is not None:
-            out /= norms.query[:, None] * own.sqrt()
+        held.zero_()
+        own = None if norms is None else norms.metric.meter(held.new_zeros(held.shape[-1]))
+        losses = capture.each(batch, task.losses, _meet(queries, held, own))
+        out = queries.finish(held).mul_(-scale)
+        if norms is not None and own is not None:
+            out /= norms.query[:, None] * own.total().sqrt()
         _set_aside(out, queries.finite, losses.isfinite())
         yield at, out
 
@@ -176,9 +150,10 @@ def by_position(capture: Capture, queries: Queries, train: Rows, scale: float) -
             queries.meet(name, block.apart(), own)
         else:
             queries.meet(name, block, rest)
-    for out in (own.mul_(-scale), rest.mul_(-scale)):
-        _set_aside(out, queries.finite, losses.isfinite().expand(out.shape[-1]))
-    return own, rest
+    shares = tuple(queries.finish(out).mul_(-scale) for out in (own, rest))
+    for share in shares:
+        _set_aside(share, queries.finite, losses.isfinite().expand(share.shape[-1]))
+    return shares[0], shares[1]
 
 
 @dataclass(frozen=True)
@@ -194,13 +169,13 @@ class Norms:
     metric: Metric
 
 
-def _meet(queries: Queries, out: Tensor, norms: Norms | None, own: Tensor) -> Callable[[str, Block], None]:
-    """Adds each block's products to `out` and, for cosines, its squared norms to `own`."""
+def _meet(queries: Queries, out: Tensor, own: Meter | None) -> Callable[[str, Block], None]:
+    """Adds each block's products to `out` and, for cosines, lets its norms be measured."""
 
     def meet(name: str, block: Block) -> None:
         queries.meet(name, block, out)
-        if norms is not None:
-            own.add_(norms.metric.norm2(name, block))
+        if own is not None:
+            own.take(name, block)
 
     return meet
 
@@ -218,12 +193,9 @@ def squared_norms(capture: Capture, metric: Metric, rows: Rows, batch: int, of: 
     """(n,) gᵀ P g of each example's gradient, without any matrix of pairs; NaN where it is not finite."""
     norms = []
     for at in rows.parts(batch):
-        total = torch.zeros(at.stop - at.start, dtype=capture.task.precision, device=capture.task.device)
-
-        def measure(name: str, block: Block, total: Tensor = total) -> None:
-            total += metric.norm2(name, block)
-
-        values = capture.each(capture.task.batch(rows, at), of, measure)
+        meter = metric.meter(torch.zeros(at.stop - at.start, dtype=capture.task.precision, device=capture.task.device))
+        values = capture.each(capture.task.batch(rows, at), of, meter.take)
+        total = meter.total()
         norms.append(torch.where(values.isfinite() & total.isfinite(), total, torch.nan))
     return torch.cat(norms)
 
@@ -257,9 +229,9 @@ class Sizes:
         one = 4 * max(1, self.factors)
         return max(1, min(2560, max(CACHED // one, min(FEW, MEMORY // one))))
 
-    def queries(self, identity: bool) -> int:
-        """Queries prepared at once."""
-        return max(1, QUERY_MEMORY // (4 * (self.ghost if identity else self.gradient)))
+    def queries(self, vectors: int) -> int:
+        """Queries prepared at once, each of which holds some multiple of its gradient; 0 for factors where it has any."""
+        return max(1, QUERY_MEMORY // (4 * (vectors * self.gradient or self.ghost)))
 
 
 def _numbers(block: Block) -> int:

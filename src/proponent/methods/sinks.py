@@ -26,6 +26,10 @@ class Sink(Protocol):
 
     def add(self, turn: int, queries: slice, train: slice, scores: Tensor) -> None: ...
 
+    def note(self, queries: slice, residual: Tensor) -> None:
+        """How far a solver stopped from each query's exact solution, relatively."""
+        ...
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -34,10 +38,16 @@ class Memory:
     Args:
         score: (…, q, n), not initialised: each page of a large matrix is touched once.
         rounds: of the first model.
+        residual: of each query, by position, where a solver has told; the largest of several models'.
     """
 
     score: Array
     rounds: int
+    residual: dict[int, float] = field(default_factory=dict)
+
+    def note(self, queries: slice, residual: Tensor) -> None:
+        for at, value in zip(range(queries.start, queries.stop), residual.tolist(), strict=True):
+            self.residual[at] = max(value, self.residual.get(at, value))
 
     def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
         return list(parts)
@@ -68,6 +78,9 @@ class Disk:
 
     store: MatrixStore
     rounds: int
+
+    def note(self, queries: slice, residual: Tensor) -> None:
+        """Not kept: a run that goes on where a killed one stopped does not solve again."""
 
     def missing(self, turn: int, parts: Sequence[slice]) -> list[slice]:
         return [parts[b] for b in self.store.missing(turn)]
@@ -105,6 +118,9 @@ class Strongest:
             top = known.topk(self.k, dim=1)
             self.best[side][queries] = top.values
             self.at[side][queries] = torch.cat([self.at[side][queries], here], 1).gather(1, top.indices)
+
+    def note(self, queries: slice, residual: Tensor) -> None:
+        """A table of ids has no place for it."""
 
     def table(self, queries: Rows, train: Rows) -> pd.DataFrame:
         """A row per query, side and rank."""

@@ -1,0 +1,150 @@
+"""The query side of the scoring loop: what training examples' gradients are met by, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from proponent.capture.blocks import CHUNK, Block
+from proponent.capture.products import times
+
+
+class Prepared(Protocol):
+    """One block of q queries, multiplied by the metric."""
+
+    def add(self, block: Block, out: Tensor) -> None:
+        """out (q, b) += g_qᵀ P g_i."""
+        ...
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Prepared gradients of the measurements of q queries, block by block.
+
+    Args:
+        blocks: by block name.
+        count: q.
+        finite: (q,) whether the query's measurement is finite.
+        layers: names of blocks whose products are kept apart; where there are none, they are added up.
+        residual: (q,) ‖A u − g‖ / ‖g‖ of each query's solution u, where a solver stopped short of the exact one.
+    """
+
+    blocks: Mapping[str, Prepared]
+    count: int
+    finite: Tensor
+    layers: tuple[str, ...] = ()
+    residual: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is gathered for one training example: (q,), or (layers, q)."""
+        return (len(self.layers), self.count) if self.layers else (self.count,)
+
+    def meet(self, name: str, block: Block, out: Tensor) -> None:
+        """out (*shape, b) += the products with one block."""
+        if name in self.blocks:
+            self.blocks[name].add(block, self._place(name, out))
+
+    def finish(self, out: Tensor) -> Tensor:
+        """The products, once every block was met."""
+        return out
+
+    def _place(self, name: str, out: Tensor) -> Tensor:
+        return out[self.layers.index(name)] if self.layers else out
+
+
+@dataclass(frozen=True)
+class Directed(Queries):
+    """Queries as directions in the space of all parameters.
+
+    Args:
+        rows: (q, P) by parameter.
+    """
+
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def meet(self, name: str, block: Block, out: Tensor) -> None:
+        block.against([self.rows[n] for n in block.names], self._place(name, out))
+
+
+@dataclass(frozen=True)
+class Mixed(Queries):
+    """Combinations of r gradients that are met as they are: mix (q, r) times the products with them."""
+
+    mix: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        r = self.mix.shape[1]
+        return (len(self.layers), r) if self.layers else (r,)
+
+    def finish(self, out: Tensor) -> Tensor:
+        if not self.layers:
+            return times(self.mix, out)
+        return torch.stack([times(self.mix, layer) for layer in out])
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Gradients of several blocks below each other, (r₁ + r₂ + …, b); those of None are zero."""
+
+    parts: tuple[tuple[Prepared | None, int], ...]
+
+    def add(self, block: Block, out: Tensor) -> None:
+        at = 0
+        for prepared, size in self.parts:
+            if prepared is not None:
+                prepared.add(block, out[at : at + size])
+            at += size
+
+
+@dataclass(frozen=True)
+class FewAtOnce:
+    """Many gradients as they are, their rows formed a few at a time for each batch that they meet: memory before time."""
+
+    block: Block
+
+    def add(self, block: Block, out: Tensor) -> None:
+        step = max(1, 4 * CHUNK // max(1, sum(self.block.sizes)))
+        for at in range(0, len(self.block), step):
+            part = slice(at, at + step)
+            block.against(self.block[part].rows(), out[part])
+
+
+class Meter(Protocol):
+    """Takes the blocks of a batch, and gives the squared norms of its gradients."""
+
+    def take(self, name: str, block: Block) -> None: ...
+
+    def total(self) -> Tensor:
+        """(b,) gᵀ P g."""
+        ...
+
+
+class BlockNorms(Protocol):
+    """gᵀ P g of one block, where P couples no two blocks."""
+
+    def norm2(self, name: str, block: Block) -> Tensor: ...
+
+
+@dataclass
+class Summed:
+    """The sum of every block's own."""
+
+    metric: BlockNorms
+    out: Tensor
+
+    def take(self, name: str, block: Block) -> None:
+        self.out += self.metric.norm2(name, block)
+
+    def total(self) -> Tensor:
+        return self.out
+
+
+def with_layers(queries: Queries, layers: tuple[str, ...]) -> Queries:
+    """The same, with products of these blocks kept apart."""
+    return replace(queries, layers=layers)
