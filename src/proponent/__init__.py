@@ -10,6 +10,7 @@ _HOMES = {
     "AdamW": "proponent.retrain.torch_recipe",
     "Arnoldi": "proponent.curvature.inverses",
     "Attribution": "proponent.attribution",
+    "AutoDamping": "proponent.curvature.damping",
     "Banzhaf": "proponent.methods.banzhaf",
     "BetaShapley": "proponent.methods.beta_shapley",
     "Budget": "proponent.retrain.stopping",

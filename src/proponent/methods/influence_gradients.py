@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 
 from proponent.attribution import CHANGE
 from proponent.capture.blocks import Block, Factors
@@ -18,16 +18,20 @@ from proponent.capture.weights import weights_mark
 from proponent.curvature.coordinates import Coordinates
 from proponent.curvature.damping import Damping, damping_of
 from proponent.curvature.fisher import InverseFisher, shortcut_errors
+from proponent.curvature.gram import DualMetric, at_dampings
 from proponent.curvature.inverses import CG, SOLVERS, Dual, Explicit, Solver
 from proponent.curvature.kinds import KINDS, Kind, covariances, decomposed, eigenvalues
 from proponent.curvature.metric import Identity, Metric
 from proponent.curvature.problems import MATRICES, EmpiricalFisher, Fisher, Matrix, Problem
 from proponent.curvature.spectrum import Spectrum
 from proponent.errors import FingerprintMismatch, InputError, ProponentWarning, did_you_mean
+from proponent.methods.damping_choice import LAYERS, WHOLE, Choice, choose
 from proponent.methods.fitted_gradients import FittedGradients, Member
-from proponent.methods.score import Sizes
+from proponent.methods.score import Sizes, matrix
 from proponent.rows import Rows
 from proponent.task import Task
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 COMPARED = 32
 """Examples as queries, and as many others, on which the shortcuts' error is measured."""
@@ -50,26 +54,51 @@ def fit_influence(spec: Any, task: Task, train: Any) -> FittedGradients:
         capture = Capture.of(task, rows)
         sizes = Sizes.of(capture, rows)
         curved = _curved(spec, curvature, solver, capture, rows, sizes)
-        damping = damping_of(spec.damping)
-        metric, facts = curved.metric(damping)
+    choice = _choice(spec, curved, capture, rows, sizes)
+    with task.watching():
+        metric, facts = curved.metric(choice.damping)
     return FittedGradients(
         method=f"Influence ({_said(curvature, solver)})",
-        settings=task.settings() | _settings(spec, curvature, solver, damping),
+        settings=task.settings() | _settings(spec, curvature, solver, choice.damping),
         unit=CHANGE,
         train=rows,
         members=[Member(capture, metric, sizes)],
         scale=1 / len(rows),
         batch=spec.batch_size,
         seconds=time.perf_counter() - start,
-        facts=facts,
+        facts=facts | ({"damping_choice": choice.facts()} if choice.reason else {}),
     )
+
+
+def _choice(spec: Any, curved: Curved, capture: Capture, rows: Rows, sizes: Sizes) -> Choice:
+    """The damping that was given, or the one that chooses itself."""
+    wish = damping_of(spec.damping)
+    if isinstance(wish, Damping) or curved.usual is None:
+        return Choice(wish if isinstance(wish, Damping) else Damping(0.0), "")
+    batch = spec.batch_size or sizes.batch()
+
+    def scores(queries: Rows, dampings: Sequence[Damping]) -> Array:
+        with capture.task.watching():
+            made = [matrix(capture, metric, queries, rows, batch, 1 / len(rows)) for metric in curved.metrics(dampings)]
+        return np.concatenate(made).reshape(len(dampings), len(queries), len(rows))
+
+    return choose(wish, curved.usual, scores, rows)
 
 
 class Curved(Protocol):
     """A curvature that is known, and can be inverted with any damping."""
 
+    @property
+    def usual(self) -> Damping | None:
+        """The damping where nothing is known but the spectrum; None where there is none to choose."""
+        ...
+
     def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
         """The inverse, and what should be known of it."""
+        ...
+
+    def metrics(self, dampings: Sequence[Damping]) -> Iterator[Metric]:
+        """The inverses at several dampings: one after the other, or together where that is cheaper."""
         ...
 
 
@@ -90,6 +119,11 @@ def _curved(
 class Uncurved:
     """The identity."""
 
+    usual: None = None
+
+    def metrics(self, dampings: Sequence[Damping]) -> Iterator[Metric]:
+        return iter([Identity()] * len(dampings))
+
     def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
         return Identity(), {}
 
@@ -108,9 +142,28 @@ class BySolver:
     solver: Solver
     weight_decay: float
 
+    usual: Damping = WHOLE
+
+    def metrics(self, dampings: Sequence[Damping]) -> Iterator[Metric]:
+        if isinstance(self.solver, Dual):
+            one = self.metric(dampings[0])[0]
+            assert isinstance(one, DualMetric)
+            return iter([at_dampings(one, [self._total(d) for d in dampings])])
+        return (self.metric(d)[0] for d in dampings)
+
+    def _total(self, damping: Damping) -> float:
+        """λ with the weight decay."""
+        absolute = damping.scale == "absolute"
+        return self.weight_decay + damping.of_trace(0.0 if absolute else self._trace(), self.problem.coordinates.size)
+
+    def _trace(self) -> float:
+        """The dual knows it already."""
+        if isinstance(self.solver, Dual):
+            return self.problem.longest(self.solver.rows).trace
+        return self.problem.trace
+
     def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
-        mean = self.problem.trace / self.problem.coordinates.size if damping.scale == "mean" else 1.0
-        total = self.weight_decay + damping.of(torch.tensor([mean + self.weight_decay], dtype=torch.float64))
+        total = self._total(damping)
         if not total > 0 and self.solver.name in ("dual", "nystrom", "datainf", "refinement"):
             raise InputError(f"no damping for solver={self.solver.name!r}", "a positive one", "pass damping='auto'")
         metric, facts = self.solver.metric(self.problem, total)
@@ -134,6 +187,10 @@ class InEigenbases:
     blocks: Mapping[str, Block]
     compared: int
     facts: Mapping[str, Any]
+    usual: Damping = LAYERS
+
+    def metrics(self, dampings: Sequence[Damping]) -> Iterator[Metric]:
+        return (self.metric(d)[0] for d in dampings)
 
     @classmethod
     def of(cls, spec: Any, curvature: Kind | Spectrum, capture: Capture, rows: Rows, batch: int) -> InEigenbases:

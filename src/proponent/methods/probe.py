@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from proponent.capture.gradients import Capture
-from proponent.curvature.damping import damping_of
+from proponent.curvature.damping import of_layers
 from proponent.curvature.fisher import InverseFisher
 from proponent.curvature.kinds import KINDS, covariances, decomposed, eigenvalues, enough
 from proponent.curvature.metric import Identity, Metric
@@ -144,7 +144,7 @@ class Probe:
         single = single_positions(blocks)
         inverting, metric = timed(
             lambda: InverseFisher.of(
-                found, damping_of(spec.damping), spec.weight_decay, single, spec.shortcut, spec.query_rank
+                found, of_layers(spec.damping), spec.weight_decay, single, spec.shortcut, spec.query_rank
             )
         )
         return Cost(turning + inverting, (first + second) * share), metric

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from proponent.curvature.metric import Metric
 from proponent.curvature.queries import Meter, Queries
 from proponent.errors import InputError
 from proponent.rows import Rows
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 CACHED = 2**24
 """Bytes of layer inputs and output gradients that a batch holds, so that most of them stay in a processor's cache."""
@@ -107,6 +110,13 @@ def stream(
             out /= norms.query[:, None] * own.total().sqrt()
         _set_aside(out, queries.finite, losses.isfinite())
         yield at, out
+
+
+def matrix(capture: Capture, metric: Metric, query: Rows, train: Rows, batch: int, scale: float) -> Array:
+    """All scores at once, (q, n); of a metric that stands for several, (several q, n)."""
+    queries = prepare(capture, metric, query, batch)
+    made = [scores.numpy(force=True).copy() for _, scores in stream(capture, queries, train, train.parts(batch), scale)]
+    return np.concatenate(made, axis=1)
 
 
 def stream_forward(

@@ -1,0 +1,163 @@
+"""The damping that a few retrained models, the training run or the spectrum speak for; with the curve and the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from proponent.curvature.damping import FRACTION, SHARE, AutoDamping, Damping
+from proponent.errors import InputError
+from proponent.progress import track
+from proponent.rows import Rows
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Scores = Callable[[Rows, Sequence[Damping]], Array]
+"""(queries, dampings) → scores (dampings, q, n)."""
+
+LAYERS = Damping(FRACTION, scale="mean")
+WHOLE = Damping(SHARE, scale="trace")
+
+STEPS = np.arange(-6, 7)
+"""Half decades around the usual damping that are tried."""
+
+FINER = np.array([-2, -1, 1, 2]) / 3
+"""Of a step, around the best of these."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A damping, why, and what was tried.
+
+    Args:
+        damping: that is used.
+        reason: in one sentence.
+        tried: values on the scale of the damping, in order.
+        agreement: the mean rank correlation with the retrained models at each.
+    """
+
+    damping: Damping
+    reason: str
+    tried: tuple[float, ...] = ()
+    agreement: tuple[float, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        known = {"value": self.damping.value, "scale": self.damping.scale, "reason": self.reason}
+        return known | ({"tried": list(self.tried), "agreement": list(self.agreement)} if self.tried else {})
+
+
+def choose(auto: AutoDamping, usual: Damping, scores: Scores, train: Rows) -> Choice:
+    """The damping.
+
+    Args:
+        auto: what there is to choose by.
+        usual: what the spectrum alone says.
+        scores: at several dampings.
+        train: training examples, in the ledger's order or with its ids.
+    """
+    if auto.retrained:
+        return _by_models(auto, usual, scores, train)
+    run = auto.by_run()
+    if run is not None:
+        return Choice(run, f"1/(ηT) of the training run: {run.value:.3g}.")
+    what = "a tenth of each layer's mean eigenvalue" if usual.scale == "mean" else "a thousandth of the trace"
+    return Choice(usual, f"{what}: neither retrained models nor the training run were given.".capitalize())
+
+
+def _by_models(auto: AutoDamping, usual: Damping, scores: Scores, train: Rows) -> Choice:
+    ledger, queries = auto.ledger, Rows.of(auto.queries)
+    if ledger is None:
+        ledger = _retrained(auto, train)
+    included, measured = _truth(ledger, train, len(queries))
+    found: dict[float, float] = {}
+    coarse = [usual.value * 10 ** (k / 2) for k in STEPS]
+    for values in (coarse, None):
+        tried = values if values is not None else _around(found)
+        made = scores(queries, [replace(usual, value=v) for v in tried])
+        found |= {v: agreement(one, included, measured) for v, one in zip(tried, made, strict=True)}
+    best = _peak(found)
+    left = 1 - float((included > 0).mean())
+    reason = (
+        f"Of {len(found)} dampings the one whose scores agree best with {len(included)} models retrained without "
+        f"{left:.0%} of the training examples: mean rank correlation {max(found.values()):.3f} over {len(queries)} queries."
+    )
+    order = sorted(found)
+    return Choice(replace(usual, value=best), reason, tuple(order), tuple(round(found[v], 5) for v in order))
+
+
+def _retrained(auto: AutoDamping, train: Rows) -> Any:
+    from proponent.retrain.run import retrain
+    from proponent.retrain.subsets import fractions
+
+    data, asked = _arrays(train), _arrays(Rows.of(auto.queries))
+    return retrain(auto.recipe, data, asked, fractions(auto.fraction, auto.subsets, seed=auto.seed))
+
+
+def _arrays(rows: Rows) -> tuple[Array, ...]:
+    made = rows.take(0, len(rows))
+    if not isinstance(made, tuple):
+        raise InputError(
+            f"examples of type {type(made).__name__} to retrain on",
+            "arrays (inputs, targets)",
+            "retrain by yourself, and pass ledger=pp.retrain(…)",
+        )
+    return tuple(t.numpy(force=True) for t in made)
+
+
+def _truth(ledger: Any, train: Rows, queries: int) -> tuple[Array, Array]:
+    """(S, n) the distinct subsets and (S, q) their models' mean measurements."""
+    if ledger.included.shape[1] != len(train) or ledger.measured.shape[1] != queries:
+        raise InputError(
+            f"a ledger of {ledger.included.shape[1]} training examples and {ledger.measured.shape[1]} queries",
+            f"the {len(train)} training examples of the fit and the {queries} queries of AutoDamping",
+            "retrain on the same data: pp.retrain(recipe, train, queries, subsets=pp.halves(50))",
+        )
+    rows, which = ledger.by_subset()
+    if len(rows) < 5:
+        raise InputError(f"{len(rows)} subsets to choose a damping by", "at least 5, better 50", "retrain more")
+    means = [
+        np.nanmean(ledger.measured[which == k], axis=0) for k in track(range(len(rows)), "ledger", total=len(rows))
+    ]
+    return rows.astype(np.float64), np.stack(means)
+
+
+def agreement(scores: Array, included: Array, measured: Array) -> float:
+    """The mean over queries of the rank correlation over subsets, of sums of scores and measurements.
+
+    Args:
+        scores: (q, n); what is not finite counts as 0.
+        included: (S, n).
+        measured: (S, q).
+    """
+    predicted = included @ np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0).T.astype(np.float64)
+    a, b = (_centred_ranks(x) for x in (predicted, measured))
+    sizes = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    live = sizes > 0
+    return float(((a * b).sum(0)[live] / sizes[live]).mean()) if live.any() else 0.0
+
+
+def _centred_ranks(columns: Array) -> Array:
+    ranks = rankdata(columns, axis=0)
+    return ranks - ranks.mean(0)
+
+
+def _around(found: dict[float, float]) -> list[float]:
+    best = max(found, key=lambda v: found[v])
+    return [best * 10 ** (k / 2) for k in FINER]
+
+
+def _peak(found: dict[float, float]) -> float:
+    """The maximum of a parabola through the agreement near the best, in the logarithm: less noisy than the best itself."""
+    values = np.array(sorted(found))
+    heights = np.array([found[v] for v in values])
+    at = int(heights.argmax())
+    x = np.log10(values)
+    near = np.abs(x - x[at]) <= 0.51
+    if near.sum() < 4:
+        return float(values[at])
+    a, b, _ = np.polyfit(x[near] - x[at], heights[near], 2)
+    return float(values[at] * 10 ** float(np.clip(-b / (2 * a), -0.34, 0.34))) if a < 0 else float(values[at])
