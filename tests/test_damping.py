@@ -29,7 +29,7 @@ def planted(model, train, query, noise=0.0):
 
 
 @pytest.mark.parametrize("solver", ["dual", "explicit"])
-def test_the_planted_damping_is_found(solver):
+def test_the_planted_damping_is_found(solver, tmp_path):
     model, (train, query) = net(), data(q=12)
     auto = pp.AutoDamping(ledger=planted(model, train, query, noise=0.1), queries=query)
     fitted = pp.Influence(curvature="ggn", solver=solver, damping=auto).fit(pp.Task(model), train)
@@ -39,6 +39,8 @@ def test_the_planted_damping_is_found(solver):
     assert choice["scale"] == "trace" and "without 50%" in choice["reason"]
     curve = choice["agreement"]
     assert max(curve) > 0.95 and max(curve[0], curve[-1]) < max(curve) - 0.003
+    stored = fitted.score(query, out=tmp_path / "scores.zarr")
+    assert json.loads(stored.dataset.attrs["damping_choice"]) == choice
     assert choice["tried"] == sorted(choice["tried"]) and len(curve) == len(choice["tried"]) == 17
 
 

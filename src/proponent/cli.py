@@ -111,7 +111,7 @@ def attribute(
         typer.Argument(help="A Python file that defines task() or recipe(), train() and query(). The file is run."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="auto, graddot, gradcos, tracin, ekfac, kfac, diagonal, identity; `plan` lists all.")
+        str, typer.Option(help="auto, graddot, gradcos, tracin, ekfac, kfac, ggn, …; `plan` says what each costs.")
     ] = "auto",
     out: Annotated[str | None, typer.Option(help="The run directory; runs/NAME by default.")] = None,
     checkpoints: Annotated[

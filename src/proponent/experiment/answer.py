@@ -78,6 +78,7 @@ class Answer:
         self_influence: per training example: id, value, label; None where it was not asked for.
         self_shown: the examples with the largest self-influence.
         set_aside: axis → ids whose loss or gradient is not finite.
+        damping: the damping that was chosen, with its reason and, where retrained models chose it, what was tried.
         warnings: what should be known, in words.
         versions, fingerprints: of what made it.
     """
@@ -101,6 +102,7 @@ class Answer:
     self_influence: pd.DataFrame | None = None
     self_shown: tuple[Neighbour, ...] = ()
     set_aside: Mapping[str, list[Any]] = field(default_factory=dict)
+    damping: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)

@@ -21,6 +21,8 @@ def options_of(settings: Settings, experiment: Experiment) -> dict[str, Any]:
         name: getattr(settings, name) for name in ("weight_decay", "batch_size") if getattr(settings, name) is not None
     }
     damping = settings.chosen_damping()
+    if damping in (None, "auto") and experiment.is_task:
+        damping = experiment.call("damping") or damping
     if damping is not None:
         options["damping"] = damping
     if isinstance(damping, tuple):

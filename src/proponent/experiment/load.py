@@ -21,7 +21,7 @@ REQUIRED = {
     "train": "def train(): return inputs, labels",
     "query": "def query(): return inputs, labels",
 }
-OPTIONAL = ("recipe", "describe", "checkpoints", "learning_rates", "image_shape", "bad", "methods")
+OPTIONAL = ("recipe", "describe", "checkpoints", "learning_rates", "damping", "image_shape", "bad", "methods")
 
 
 @dataclass(frozen=True)

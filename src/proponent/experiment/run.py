@@ -93,6 +93,7 @@ def _answer(settings: Settings) -> Answer:
         self_influence=selfs,
         self_shown=self_shown,
         set_aside=found.set_aside,
+        damping=_decoded(attrs.get("damping_choice")),
         versions=versions(),
         fingerprints=marks,
     )

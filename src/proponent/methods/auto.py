@@ -17,7 +17,9 @@ from proponent.methods.plan import GRADIENT_METHODS, influence_of, plan
 from proponent.retrain.recipe import SklearnRecipe
 
 RECIPE_METHODS = ("auto", "leave_one_out", "influence", "knn_shapley")
-OPTIONS = ("damping", "weight_decay", "batch_size", "shortcut", "query_rank", "checkpoints", "learning_rates")
+OPTIONS = ("damping", "weight_decay", "batch_size", "shortcut", "query_rank", "solver", "checkpoints", "learning_rates")
+UNPLANNED = ("ggn", "hessian", "fisher", "empirical_fisher")
+"""Methods of a task that are taken by name only: what they cost is not predicted."""
 
 
 def attribute(
@@ -34,11 +36,12 @@ def attribute(
     Args:
         subject: a Task; a SklearnRecipe, or a scikit-learn estimator or pipeline.
         train, query: of a task: (inputs …, targets), a mapping, a dataset or a DataLoader; else Examples or (inputs, labels).
-        method: "auto"; of a task "graddot", "gradcos", "tracin", "identity", "diagonal", "kfac", "ekfac"; of a recipe
+        method: "auto"; of a task "graddot", "gradcos", "tracin", "identity", "diagonal", "kfac", "ekfac", "ggn", "hessian",
+            "fisher", "empirical_fisher"; of a recipe
             "leave_one_out", "influence", "knn_shapley". The result's `reason` says why "auto" chose what it did, and
             `predicted_seconds`, `predicted_memory_mb` beside `seconds`, `memory_mb` how good the plan was.
         out: a path to stream the scores to.
-        options: of a task: damping, weight_decay, shortcut, query_rank (as in `Influence`), checkpoints and
+        options: of a task: damping, weight_decay, shortcut, query_rank, solver (as in `Influence`), checkpoints and
             learning_rates (as in `TracIn`), batch_size.
 
     Raises:
@@ -70,22 +73,25 @@ def _task_scores(
 ) -> tuple[Attribution, dict[str, Any]]:
     from proponent.rows import Rows
 
-    _require(method, ("auto", *GRADIENT_METHODS), options, OPTIONS)
+    _require(method, ("auto", *GRADIENT_METHODS, *UNPLANNED), options, OPTIONS)
     rows, queries = Rows.of(train), Rows.of(query)
-    made = plan(task, rows, queries, None if method == "auto" else [method], **options)
-    chosen = made.choice if method == "auto" else method
-    reason = f"{made.reason[0].upper()}{made.reason[1:]}" if method == "auto" else f"{chosen}, as asked."
+    planned: Mapping[str, Any] = {}
+    chosen, reason = method, f"{method}, as asked."
+    if method not in UNPLANNED:
+        made = plan(task, rows, queries, None if method == "auto" else [method], **options)
+        if method == "auto":
+            chosen, reason = made.choice, f"{made.reason[0].upper()}{made.reason[1:]}"
+        planned = made.of(chosen)
     start = time.perf_counter()
     with peak_memory() as peak:
         scores = gradient_method(chosen, options).fit(task, rows).score(queries, out=out)
-    row = made.of(chosen)
     facts = {
         "chosen": chosen,
         "reason": reason,
         "seconds": round(time.perf_counter() - start, 3),
-        "predicted_seconds": row.get("seconds"),
+        "predicted_seconds": planned.get("seconds"),
         "memory_mb": peak.megabytes,
-        "predicted_memory_mb": row.get("memory_mb"),
+        "predicted_memory_mb": planned.get("memory_mb"),
     }
     return scores, {k: round(v, 3) if isinstance(v, float) else v for k, v in facts.items() if v is not None and v == v}
 

@@ -325,6 +325,7 @@ class FittedGradients:
             rounds=self._rounds(queries) * len(self.members),
             dtype=str(member.capture.task.precision).removeprefix("torch."),
             unit=self.unit,
+            facts=self.facts,
         )
 
     def _facts(self, start: float) -> dict[str, Any]:

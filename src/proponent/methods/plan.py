@@ -139,5 +139,6 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def influence_of(name: str, options: Mapping[str, Any]) -> Influence:
     """The specification of a named curvature with the options that concern it."""
-    taken = {k: options[k] for k in ("damping", "weight_decay", "batch_size", "shortcut", "query_rank") if k in options}
+    known = ("damping", "weight_decay", "batch_size", "shortcut", "query_rank", "solver")
+    taken = {k: options[k] for k in known if k in options}
     return replace(Influence(curvature=name), **taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def render(answer: Answer, limits: Limits) -> str:
         "selfs": [_side(n, limits, _scale(answer.self_shown)) for n in answer.self_shown],
         "selfs_pictures": bool(answer.self_shown) and answer.self_shown[0].shown.kind == "image",
         "set_aside": [_aside(axis, ids) for axis, ids in answer.set_aside.items()],
+        "damping": _damping(answer.damping),
         "choices": [(words.plain(k).replace("_", " "), words.cell(_choice(v))) for k, v in answer.choices.items()],
         "seconds": [(words.upfirst(stage), f"{v:,.1f}") for stage, v in answer.seconds.items()],
         "total": f"{sum(answer.seconds.values()):,.1f}",
@@ -144,6 +146,27 @@ def _histogram(answer: Answer) -> Markup:
         power = words.power_of_ten(float(np.quantile(np.abs(sample), 0.99)))
     label = f"score{', ' + words.times(power) if power else ''} (positive = proponent)"
     return Markup(plots.responsive(lambda width: plots.histogram(sample / 10.0**power, width, label)))
+
+
+def _damping(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """The damping in words, and the curve that it was chosen by."""
+    if not choice:
+        return {}
+    value, scale = float(choice["value"]), str(choice["scale"])
+    times = {"mean": " × each layer's mean eigenvalue", "trace": " × the sum of the eigenvalues"}.get(scale, "")
+    shown = {"value": f"{value:.3g}{times}", "reason": words.plain(choice["reason"]), "curve": Markup("")}
+    if choice.get("tried"):
+        x, y = np.log10(np.array(choice["tried"])), np.array(choice["agreement"])
+        line, chosen = plots.Line("", x, y, y, y, "helps"), np.array([np.log10(value)] * 2)
+        ends = np.array([y.min(), y.max()])
+        mark = plots.Line("", chosen, ends, ends, ends, "random")
+        label = f"damping{times.replace(' × ', ', as a multiple of ')} (powers of ten)"
+        shown["curve"] = Markup(
+            plots.responsive(
+                lambda width: plots.curve([mark, line], width, label, "rank correlation with retrained models")
+            )
+        )
+    return shown
 
 
 def _share(answer: Answer) -> str:

@@ -60,11 +60,13 @@ class MatrixStore:
         rounds: int = 1,
         dtype: str = "float64",
         unit: str = CHANGE,
+        facts: Mapping[str, Any] | None = None,
     ) -> MatrixStore:
         """Create the matrix, or go on with the one that lies there.
 
         Args:
             query, train: Examples, or other rows with ids and a fingerprint.
+            facts: kept with the matrix; they may differ when a run goes on.
 
         Raises:
             FingerprintMismatch: what lies there was made from other data or settings.
@@ -90,7 +92,7 @@ class MatrixStore:
             train=train,
             method=method,
             unit=unit,
-            attributes={"settings": dict(settings), "fingerprint": mark},
+            attributes={**(facts or {}), "settings": dict(settings), "fingerprint": mark},
         )
         Attribution(empty.dataset.drop_vars("score")).save(path)
         with warnings.catch_warnings():
