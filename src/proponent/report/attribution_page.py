@@ -157,7 +157,7 @@ def _damping(choice: Mapping[str, Any]) -> dict[str, Any]:
     shown = {"value": f"{value:.3g}{times}", "reason": words.plain(choice["reason"]), "curve": Markup("")}
     if choice.get("tried"):
         x, y = np.log10(np.array(choice["tried"])), np.array(choice["agreement"])
-        line, chosen = plots.Line("", x, y, y, y, "helps"), np.array([np.log10(value)] * 2)
+        line, chosen = plots.Line("", x, y, y, y, "plain"), np.array([np.log10(value)] * 2)
         ends = np.array([y.min(), y.max()])
         mark = plots.Line("", chosen, ends, ends, ends, "random")
         label = f"damping{times.replace(' × ', ', as a multiple of ')} (powers of ten)"
