@@ -194,6 +194,7 @@ MODELS = {
     "silu": lambda: perceptron(nn.SiLU),
     "leaky relu": lambda: perceptron(lambda: nn.LeakyReLU(0.2)),
     "identity": lambda: perceptron(nn.Identity),
+    "one activation used twice": lambda: perceptron(lambda relu=nn.ReLU(): relu),
     "no bias": lambda: perceptron(bias=False),
     "nested": lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(D, 3), nn.ReLU()), nn.Linear(3, C)).double(),
     "linear": lambda: nn.Linear(D, C).double(),
