@@ -38,6 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import proponent as pp
+import softmax_optimum
 from gradient_cases import cache, digits, perceptron, root
 from proponent.examples import Examples
 from proponent.retrain.ledger import Ledger
@@ -109,13 +110,13 @@ class Setting:
         return self._modules("half", _seeded(halves(count, seed=2), HALF_SEEDS))
 
     def left_out(self, how: str = "sequential") -> Ledger:
-        """The full model, and 100 models of all rows but one; `how` is one of LEFT_OUT, of a convex optimum irrelevant."""
+        """The full model, and 100 models of all rows but one; `how` is one of LEFT_OUT, or "optimum"."""
         rows = np.sort(np.random.default_rng(0).permutation(len(self.train[0]))[:REMOVED])
-        if self.noise_free or how.startswith("reshuffled"):
+        if how.startswith("reshuffled"):
             plan = without([[row] for row in rows], repeats=5 if how == "reshuffled-5" else 1)
-            return self._retrained("left-out" if self.noise_free else f"left-out-{how}", _seeded(plan, MODEL_SEEDS))
-        fit = {"sequential": self._sequential, "skipped": self._skipped}[how]
-        return self._kept(f"left-out-{how}", lambda: self._each_left_out(rows, fit))
+            return self._retrained(f"left-out-{how}", _seeded(plan, MODEL_SEEDS))
+        fit = {"sequential": self._sequential, "skipped": self._skipped}.get(how, self._optima)
+        return self._kept(f"left-out-{how}", lambda: fit(rows))
 
     @property
     def _repeats(self) -> int:
@@ -154,20 +155,19 @@ class Setting:
     def _module(self, model: Any) -> nn.Module:
         return model.module() if hasattr(model, "module") else linear(self.make_model(), model)
 
-    def _each_left_out(self, rows: Array, fit: Callable[[Array], nn.Module]) -> Ledger:
-        included = without([[row] for row in rows])(len(self.train[0])).included
+    def _skipped(self, rows: Array) -> Ledger:
+        train, query = (Examples.of(pair) for pair in (self.train, self.query))
+        fit = lambda row: self.recipe.fit(Examples.of(self.train, weights=row), MODEL_SEEDS)  # noqa: E731
+        return self._of_rows(rows, [self.recipe.measure(fit(row), query) for row in _without(rows, len(train))])
+
+    def _sequential(self, rows: Array) -> Ledger:
+        """As the recipe trains, without shuffling."""
         query = Examples.of(self.query)
-        measured = np.stack([self.recipe.measure(fit(row), query) for row in included])
-        seeds = np.full(len(included), MODEL_SEEDS)
-        return Ledger.of(included, measured, train=Examples.of(self.train), query=query, seeds=seeds)
+        included = _without(rows, len(self.train[0]))
+        return self._of_rows(rows, [self.recipe.measure(self._in_sequence(row > 0), query) for row in included])
 
-    def _skipped(self, included: Array) -> nn.Module:
-        model: nn.Module = self.recipe.fit(Examples.of(self.train, weights=included), MODEL_SEEDS).module()
-        return model
-
-    def _sequential(self, included: Array) -> nn.Module:
-        """As the recipe trains, without momentum, weight decay or shuffling."""
-        x, y = (t[torch.from_numpy(included > 0)] for t in tensors(self.train))
+    def _in_sequence(self, kept: Array) -> nn.Module:
+        x, y = (t[torch.from_numpy(kept)] for t in tensors(self.train))
         torch.manual_seed(MODEL_SEEDS)
         model, size = self.make_model(), self.recipe.batch_size
         optimizer = torch.optim.SGD(model.parameters(), lr=self.recipe.optimizer.lr)
@@ -177,6 +177,16 @@ class Setting:
                 nn.functional.cross_entropy(model(own), target).backward()
                 optimizer.step()
         return model.eval()
+
+    def _optima(self, rows: Array) -> Ledger:
+        optima = softmax_optimum.each_left_out(*self.train, self.weight_decay, rows)
+        return self._of_rows(rows, -softmax_optimum.losses(optima, *self.query))
+
+    def _of_rows(self, rows: Array, measured: Any) -> Ledger:
+        included = _without(rows, len(self.train[0]))
+        train, query = (Examples.of(pair) for pair in (self.train, self.query))
+        seeds = np.full(len(included), MODEL_SEEDS)
+        return Ledger.of(included, np.asarray(measured), train=train, query=query, seeds=seeds)
 
 
 def tensors(pair: Pair) -> tuple[Tensor, Tensor]:
@@ -202,6 +212,12 @@ def absolute(model: Any, batch: Any) -> Tensor:
 def _loaded(module: nn.Module, path: Path) -> nn.Module:
     module.load_state_dict(torch.load(path, weights_only=True))
     return module.eval()
+
+
+def _without(rows: Array, n: int) -> Array:
+    """(1 + k, n) all rows, then all but each of these."""
+    included: Array = without([[row] for row in rows])(n).included
+    return included
 
 
 def _all(count: int) -> Any:
@@ -248,7 +264,7 @@ def mnist_logistic() -> Setting:
 def mnist_logistic_converged() -> Setting:
     parts = [(x.astype(np.float64), y) for x, y in _mnist()]
     strength = 1 / (DECAY * len(parts[0][0]))
-    recipe = pp.SklearnRecipe(LogisticRegression(C=strength, max_iter=1000, tol=1e-8))
+    recipe = pp.SklearnRecipe(LogisticRegression(C=strength, max_iter=5000, tol=1e-5))
     make = lambda: perceptron(784, 10).double()  # noqa: E731
     return Setting("mnist-logistic-converged", make, recipe, *parts, weight_decay=DECAY, noise_free=True)
 
@@ -339,7 +355,7 @@ def check(of: Setting, count: int = 10) -> None:
 def _left_out(of: Setting) -> Iterable[str]:
     if not of.name.startswith("mnist-logistic"):
         return ()
-    return LEFT_OUT[:1] if of.noise_free else LEFT_OUT
+    return ("optimum",) if of.noise_free else LEFT_OUT
 
 
 PARTS: dict[str, Callable[[Setting, int], Any]] = {
