@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -99,7 +100,12 @@ def cache() -> Path:
 
 def fashion(part: str, count: int) -> tuple[Tensor, Tensor]:
     """The first images (count, 784) of Fashion-MNIST in [0, 1], and their classes."""
-    folder = root() / "images" / "fashion-mnist"
+    return digits("fashion-mnist", part, count)
+
+
+def digits(name: str, part: str, count: int) -> tuple[Tensor, Tensor]:
+    """The first images (count, 784) of "mnist" or "fashion-mnist" in [0, 1], and their classes."""
+    folder = root() / "images" / name
     images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784)[:count]
@@ -152,6 +158,13 @@ def trained(name: str, build: Callable[[], nn.Module], **training: Any) -> nn.Mo
             unfinished.replace(path)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
+
+
+def perceptron(*widths: int, dropout: float = 0.0) -> nn.Module:
+    """Linear layers of these widths, ReLU between them, each followed by dropout where there is any."""
+    *hidden, last = (nn.Linear(*pair) for pair in itertools.pairwise(widths))
+    drop = lambda: [nn.Dropout(dropout)] if dropout else []  # noqa: E731
+    return nn.Sequential(*(m for layer in hidden for m in (layer, nn.ReLU(), *drop())), last)
 
 
 def mlp() -> nn.Module:

@@ -186,6 +186,7 @@ def test_a_stack_is_its_models_one_by_one(spec, schedule, make, included):
     require_same(TorchRecipe(make, optimizer=spec, schedule=schedule, epochs=3, batch_size=8), TRAIN, included)
 
 
+SHARED = nn.ReLU()
 MODELS = {
     "tanh": lambda: perceptron(nn.Tanh),
     "sigmoid": lambda: perceptron(nn.Sigmoid),
@@ -194,6 +195,7 @@ MODELS = {
     "silu": lambda: perceptron(nn.SiLU),
     "leaky relu": lambda: perceptron(lambda: nn.LeakyReLU(0.2)),
     "identity": lambda: perceptron(nn.Identity),
+    "one activation used twice": lambda: perceptron(lambda: SHARED),
     "no bias": lambda: perceptron(bias=False),
     "nested": lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(D, 3), nn.ReLU()), nn.Linear(3, C)).double(),
     "linear": lambda: nn.Linear(D, C).double(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +135,8 @@ def _leaves(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module | None
     if _hooked(model):
         yield name, None
     elif type(model) is nn.Sequential:
-        for key, child in model.named_children():
-            yield from _leaves(child, f"{name}.{key}".lstrip("."))
+        for key, child in model._modules.items():  # named_children() leaves out a layer's second use
+            yield from _leaves(cast(nn.Module, child), f"{name}.{key}".lstrip("."))
     else:
         yield name, model
 
