@@ -44,9 +44,7 @@ class Work:
     @functools.cached_property
     def together(self) -> int:
         """Subsets that are trained, and recorded, together."""
-        if hasattr(self.recipe, "batch_on"):
-            return int(self.recipe.batch_on(self.train))
-        return int(getattr(self.recipe, "batch", 1))
+        return together(self.recipe, self.train)
 
     @property
     def shelf(self) -> ModelShelf | None:
@@ -74,6 +72,11 @@ class Done:
 
     outcome: Outcome
     model: Any = None
+
+
+def together(recipe: Any, train: Examples) -> int:
+    """Subsets that a recipe trains together."""
+    return int(recipe.batch_on(train) if hasattr(recipe, "batch_on") else getattr(recipe, "batch", 1))
 
 
 def jobs(work: Work, subsets: Subsets, token: str, attempt: int) -> list[Job]:

@@ -91,14 +91,16 @@ def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iter
         going = int((lengths > step).sum())
         rows = starts[:going] + step
         changed = (counts[rows] != counts[rows - 1]).argmax(axis=1)
-        before, stack = stack.weight[np.arange(going), changed], family.stack(counts[rows])
+        before, stack = stack.take(np.arange(going)), family.stack(counts[rows])
         theta, inverse, lost = reached.theta[:going], reached.inverse[:going], ~reached.optimal[:going]
         theta[lost], inverse[lost] = 0.0, 0.0
         if stack.absent is not None:
             theta[stack.absent] = 0.0
-        by = stack.weight[np.arange(going), changed] - before
+        by = (stack.weight - before.weight)[np.arange(going), changed]
         inverse = stack.changed(inverse, theta, changed, by)
+        theta = stack.followed(inverse, theta, changed, by, stack.penalty - before.penalty)
         if lost.any():
+            theta[lost] = 0.0
             inverse[lost] = inverse_curvatures(stack.take(lost), theta[lost])
         reached = family.solve(stack, theta, inverse)
         yield rows, reached
