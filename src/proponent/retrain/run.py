@@ -80,7 +80,7 @@ def retrain(
     drawn = resolve(subsets, len(train))
     trained = ledger if ledger is None or isinstance(ledger, Trained) else Trained.open(ledger, recipe, train)
     if keep_models and trained is not None:
-        require_packable(recipe)
+        require_packable(recipe, train)
     work = Work(recipe, train, query, None if trained is None else trained.log, keep_models)
     keys = drawn.keys()
     done: dict[bytes, Done] = {}
