@@ -58,10 +58,6 @@ LINEAR = {
 }
 
 
-def recipe_and(estimator, train):
-    return pp.SklearnRecipe(estimator), pp.Examples.of(train)
-
-
 class Counting:
     """A recipe that writes down every training; for killing."""
 
@@ -280,10 +276,11 @@ class TestLedger:
         included = np.concatenate([halves(4)(40).included, np.zeros((3, 40), np.uint8)])
         included[4, np.flatnonzero(labels[:40] == labels[0])] = 1  # one class or value
         included[5, :3] = included[5, 10:13] = 1  # without a penalty, few enough for scikit-learn to fit
-        retrain(estimator, train, (X[:5], labels[:5]), included, ledger=tmp_path, keep_models=True)
-        true = retrain(estimator, train, other, included)
+        recipe = pp.SklearnRecipe(estimator, "probability")
+        retrain(recipe, train, (X[:5], labels[:5]), included, ledger=tmp_path, keep_models=True)
+        true = retrain(recipe, train, other, included)
         monkeypatch.setattr(pp.SklearnRecipe, "fit_many", None)
-        again = retrain(estimator, train, other, included, ledger=Trained.open(tmp_path, *recipe_and(estimator, train)))
+        again = retrain(recipe, train, other, included, ledger=tmp_path)
         np.testing.assert_allclose(again.measured, true.measured, rtol=1e-9, atol=1e-12)
         assert not again.failed.any()
 

@@ -66,7 +66,7 @@ class Job:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Done:
     """An outcome, and the model where models are kept."""
 

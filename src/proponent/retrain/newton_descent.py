@@ -244,7 +244,7 @@ def _parts(stack: Stack, theta: Array) -> Array:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return np.einsum("spk,spk->s", a, b)
+    return np.asarray(np.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1)))
 
 
 def _inverse_or_nan(curvature: Array) -> Array:
