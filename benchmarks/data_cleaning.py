@@ -12,8 +12,9 @@ accuracy on the test rows when 0 to 50 % of the training rows are gone, the lowe
 
 gain: area under that curve minus that of random removal (mean of 10 orders), in points of accuracy; mean over the draws with
 Student's 95 % interval. wins: draws in which the gain is positive. found: AUROC of the flipped rows by lowest value. Seconds
-are of valuing alone; trainings are those that the values are made of. Shapley is "truncated", 10,000 trainings at most.
-Of the ten classes of digits, where a training takes 40 times as long, 4,000. "random" is a random value per row: a check of the judge. Settings were looked at on draws 0 and 1, so report others.
+are of valuing alone; trainings are those that the values are made of. Shapley is "truncated", 10,000 trainings at most;
+of the ten classes of digits, where a training takes some 100 times as long, 4,000. "random" is a random value per row: a check
+of the judge. Settings were looked at on draws 0 and 1, so report others.
 """
 
 from __future__ import annotations

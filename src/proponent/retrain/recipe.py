@@ -161,9 +161,10 @@ class SklearnRecipe:
                 "queries without labels", f"labels, which {self.measurement!r} needs", "measure 'prediction'"
             )
         if self.measurement == "correct":
-            return np.asarray(np.asarray(model.predict(query.inputs)) == query.labels, dtype=np.float64)
+            predicted = np.asarray(model.predict(query.inputs)).reshape(len(query))
+            return np.asarray(predicted == query.labels, dtype=np.float64)
         if not is_classifier(model):
-            predicted = np.asarray(model.predict(query.inputs), dtype=np.float64)
+            predicted = np.asarray(model.predict(query.inputs), dtype=np.float64).reshape(len(query))
             return (
                 predicted
                 if self.measurement == "prediction"
