@@ -133,8 +133,8 @@ def _recovered(work: Work, trained: Trained | None, missing: Iterable[bytes]) ->
 
 
 def _results(work: Work, todo: list[Any], workers: int | None) -> Iterator[Done]:
-    for results in pmap(functools.partial(do, work), todo, "trainings", workers):
-        yield from results
+    for job, results in zip(todo, pmap(functools.partial(do, work), todo, "trainings", workers), strict=True):
+        yield from results.of(job.subsets)
 
 
 def _ledger(work: Work, done: list[Done], start: float) -> Ledger:
