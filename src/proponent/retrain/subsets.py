@@ -66,9 +66,7 @@ class Subsets:
         seeds = np.ascontiguousarray(self.seeds, dtype="<i8").view(np.uint8).reshape(-1, 8)
         named = memoryview(np.hstack([self.included, seeds]).tobytes())
         width = self.included.shape[1] + 8
-        return [
-            hashlib.blake2b(named[at : at + width], digest_size=16).digest() for at in range(0, len(named), width)
-        ]
+        return [hashlib.blake2b(named[at : at + width], digest_size=16).digest() for at in range(0, len(named), width)]
 
 
 def resolve(plan: Subsets | Plan | Any, n: int) -> Subsets:
