@@ -28,13 +28,15 @@ from pydvl.valuation import (
 )
 from sklearn.linear_model import LogisticRegression
 
+from cpu import cpu_seconds
+
 SAMPLERS = {"permutation": PermutationSampler, "antithetic": AntitheticPermutationSampler}
 
 
 def values(
     data, score: str, sampler: str, truncated: bool, permutations: int, seed: int
-) -> tuple[float, float, list[float]]:
-    """Seconds, the permutations that were drawn (some more than asked for: those under way), and the values."""
+) -> tuple[float, float, float, list[float]]:
+    """Seconds, CPU seconds, the permutations that were drawn (some more than asked for: those under way), and the values."""
     train, query = Dataset(data["X"], data["y"]), Dataset(data["Q"], data["t"])
     default = 0.5 if score == "accuracy" else float(np.log(0.5))  # a coin, where a subset has one class
     utility = ModelUtility(
@@ -43,10 +45,10 @@ def values(
     truncation = RelativeTruncation(rtol=0.01, burn_in_fraction=0.4) if truncated else None
     drawn = SAMPLERS[sampler](truncation=truncation, seed=seed)
     valuation = ShapleyValuation(utility, drawn, MinUpdates(permutations), show_warnings=False)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), cpu_seconds()
     valuation.fit(train)
-    seconds = time.perf_counter() - start
-    return seconds, float(valuation.result.counts.mean()), valuation.result.values.tolist()
+    seconds, used = time.perf_counter() - start, cpu_seconds() - used
+    return seconds, used, float(valuation.result.counts.mean()), valuation.result.values.tolist()
 
 
 if __name__ == "__main__":
@@ -65,4 +67,4 @@ if __name__ == "__main__":
     with joblib.parallel_config(backend="loky", n_jobs=args.processes):
         values(arrays, *setting, 2 * args.processes, 10_000)
         runs = [values(arrays, *setting, args.permutations, seed) for seed in range(args.repeat)]
-    print(json.dumps(dict(zip(("seconds", "permutations", "values"), zip(*runs, strict=True), strict=True))))
+    print(json.dumps(dict(zip(("seconds", "cpu", "permutations", "values"), zip(*runs, strict=True), strict=True))))

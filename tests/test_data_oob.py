@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -23,7 +24,7 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from proponent.attribution import Values
-from proponent.errors import InputError, ProponentError, ProponentWarning, UnsupportedModel
+from proponent.errors import FingerprintMismatch, InputError, ProponentError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
 from proponent.methods.data_oob import DataOOB
 from proponent.retrain.maps import pmap, tmap
@@ -140,7 +141,7 @@ def test_sample_weights_reach_the_fits() -> None:
 
 
 class Moody(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Refuses bags whose first label is 0; predicts a column, not a row."""
+    """Refuses bags whose first row's label is 0; predicts a column, not a row."""
 
     def fit(self, x: Array, y: Array) -> Moody:
         if y[0] == 0:
@@ -155,11 +156,26 @@ def test_failed_fits_are_reported_and_never_counted_as_zero() -> None:
     x, y = np.zeros((20, 1)), np.array([0, 1] * 10)
     with pytest.warns(ProponentWarning, match="bootstraps failed and are left out; .* RuntimeError: not today"):
         fitted = DataOOB(estimators=60).fit(Moody(), (x, y))
-    refused = [b for b, bag in enumerate(bags(20, 60)) if y[bag[0]] == 0]
+    refused = [b for b, bag in enumerate(bags(20, 60)) if y[bag.min()] == 0]
     assert [b for b, _ in fitted.failed] == refused
     assert fitted.values().value.tolist() == y.tolist()
     with pytest.raises(ProponentError, match="each of 5 bootstraps, the first: RuntimeError: not today"):
-        DataOOB(estimators=5).fit(Moody(), (x, np.zeros(20, int)))
+        DataOOB(estimators=5).fit(Moody(), (x, np.array([0, 0, 0, 0, 0, 0, 0, 1] + [1, 2] * 6)))
+
+
+def test_a_ledger_keeps_the_bootstraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = digits(60)
+    for soft in (False, True):
+        whole = DataOOB(estimators=30, soft=soft).fit(GaussianNB(), (x, y)).values()
+        DataOOB(estimators=20, soft=soft).fit(GaussianNB(), (x, y), ledger=tmp_path / str(soft))
+        fits = []
+        real = GaussianNB.fit
+        monkeypatch.setattr(GaussianNB, "fit", lambda *given, fits=fits, real=real: fits.append(1) or real(*given))
+        more = DataOOB(estimators=30, soft=soft).fit(GaussianNB(), (x, y), ledger=tmp_path / str(soft)).values()
+        monkeypatch.undo()
+        assert same_bits(whole, more) and len(fits) == 10
+    with pytest.raises(FingerprintMismatch, match="another recipe"):
+        DataOOB(soft=True).fit(GaussianNB(), (x, y), ledger=tmp_path / "False")
 
 
 def test_never_out_of_bag_is_nan_with_a_warning() -> None:

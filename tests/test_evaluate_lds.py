@@ -193,6 +193,22 @@ def test_one_model_a_subset_leaves_the_ceiling_unknown_unless_training_is_determ
     assert (known.ceiling, known.of_ceiling, known.notes) == (1.0, known.mean, ())
 
 
+@pytest.mark.parametrize("subsets", [3, 5, 6])
+def test_few_subsets_leave_the_ceiling_unknown_in_words(subsets):
+    rng = np.random.default_rng(subsets)
+    included = (np.arange(8) != np.arange(subsets)[:, None]).astype(np.uint8)
+    effects = rng.normal(size=(2, 8))
+    truth = np.repeat(included @ effects.T, 2, axis=0)
+    noise = rng.normal(size=(2 * subsets, 2)) * [1.0, 0.0]
+    ledger = Ledger.of(np.repeat(included, 2, axis=0), truth + noise, train=range(8), query=["noisy", "exact"])
+    scores = Attribution.of(effects, query=["noisy", "exact"], train=range(8), method="planted")
+    result = lds(scores, ledger, bootstrap=0)
+    assert result.ceilings[1] == 1
+    assert np.isnan(result.ceilings[0]) == np.isnan(result.ceiling) == (subsets < 6)
+    assert (f"No ceiling: {subsets} subsets are too few" in repr(result)) == (subsets < 6)
+    assert noise_ceiling(truth, np.repeat(np.arange(subsets), 2)).tolist() == [1, 1]
+
+
 # what cannot be ranked
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -47,6 +47,15 @@ from proponent.retrain.trained import Trained, open_ledger
 
 X, Y = make_classification(60, 6, random_state=0)
 TRAIN, QUERY = (X[:40], Y[:40]), (X[40:], Y[40:])
+NAMES = np.array(["red", "rosé", "white"])[np.arange(60) % 3]
+LINEAR = {
+    "two classes": (LogisticRegression(), Y),
+    "three classes after a scaler": (make_pipeline(StandardScaler(), LogisticRegression()), NAMES),
+    "no penalty, after a scaler": (make_pipeline(StandardScaler(), LogisticRegression(C=np.inf, max_iter=10_000)), Y),
+    "L1": (LogisticRegression(l1_ratio=1.0, solver="saga", max_iter=10_000), Y),
+    "ridge": (Ridge(), X[:, 0] + Y),
+    "least squares after a scaler": (make_pipeline(StandardScaler(with_std=False), LinearRegression()), X[:, 0] + Y),
+}
 
 
 class Counting:
@@ -259,6 +268,25 @@ class TestLedger:
         again = retrain(recipe, TRAIN, other, halves(3), ledger=tmp_path / "ledger")
         assert len(recipe.trainings()) == 3 and again.measured.shape == (3, 4)
         assert np.array_equal(again.measured, retrain(recipe, TRAIN, other, halves(3)).measured)
+
+    @pytest.mark.parametrize("name", LINEAR)
+    def test_linear_models_kept_on_disk_serve_new_queries_without_training(self, tmp_path, monkeypatch, name):
+        estimator, labels = LINEAR[name]
+        train, other = (X[:40], labels[:40]), (X[40:], labels[40:])
+        included = np.concatenate([halves(4)(40).included, np.zeros((3, 40), np.uint8)])
+        included[4, np.flatnonzero(labels[:40] == labels[0])] = 1  # one class or value
+        included[5, :3] = included[5, 10:13] = 1  # without a penalty, few enough for scikit-learn to fit
+        recipe = pp.SklearnRecipe(estimator, "probability")
+        retrain(recipe, train, (X[:5], labels[:5]), included, ledger=tmp_path, keep_models=True)
+        true = retrain(recipe, train, other, included)
+        monkeypatch.setattr(pp.SklearnRecipe, "fit_many", None)
+        again = retrain(recipe, train, other, included, ledger=tmp_path)
+        np.testing.assert_allclose(again.measured, true.measured, rtol=1e-9, atol=1e-12)
+        assert not again.failed.any()
+
+    def test_liblinear_keeps_its_models_of_two_classes_only(self):
+        recipe = pp.SklearnRecipe(LogisticRegression(solver="liblinear"))
+        assert recipe.packs(pp.Examples.of((X, Y))) and not recipe.packs(pp.Examples.of((X, np.arange(60) % 3)))
 
     def test_models_that_only_a_pickle_holds_are_not_put_on_disk(self, tmp_path):
         with pytest.raises(InputError, match="not plain arrays"):

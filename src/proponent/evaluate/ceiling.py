@@ -11,6 +11,9 @@ from proponent.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+ENOUGH = 6
+"""Subsets from which on an estimate of 1 − λ, an F variable with one degree of freedom less below, has a finite variance."""
+
 ATOMS = 64  # equally likely reliabilities that stand for their distribution over queries
 
 
@@ -59,7 +62,8 @@ def noise_ceiling(measured: Array, which: Array) -> Array:
         which: (m,) the subset that each model was trained on, 0 to s − 1.
 
     Returns:
-        (q,); NaN where no subset was trained more than once, so that nothing tells noise from effect.
+        (q,); NaN where no subset was trained more than once, so that nothing tells noise from effect, and for queries with
+        noise where there are fewer than `ENOUGH` subsets: an estimate of λ has no finite variance then.
 
     Raises:
         InputError: fewer than three subsets.
@@ -77,7 +81,8 @@ def noise_ceiling(measured: Array, which: Array) -> Array:
     ceilings = np.where(total > 0, 1.0, 0.0)
     noisy = (noise > 0) & (total > 0)
     if noisy.any():
-        ceilings[noisy] = _expected(noise[noisy] / total[noisy], between, within)
+        known = len(count) >= ENOUGH
+        ceilings[noisy] = _expected(noise[noisy] / total[noisy], between, within) if known else np.nan
     return ceilings
 
 
@@ -91,9 +96,9 @@ def _expected(unreliable: Array, between: int, within: int) -> Array:
 
 def _reliabilities(unreliable: Array, between: int, within: int) -> Array:
     """(ATOMS,) equally likely λ: a beta distribution's quantiles, or all alike where the estimates vary as one λ's would."""
-    unbiased = unreliable * max(between - 2, 1) / between
+    unbiased = unreliable * (between - 2) / between
     share = float(np.clip(unbiased.mean(), 1e-9, 1))
-    relative = 2 * (between + within - 2) / (within * (between - 4)) if between > 4 else np.inf
+    relative = 2 * (between + within - 2) / (within * (between - 4))
     variance = (unbiased.var() - relative * share**2) / (1 + relative)
     if variance <= 1e-6 * share * (1 - share):
         return np.full(ATOMS, 1 - share)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from proponent.attribution import Attribution
 from proponent.errors import InputError
-from proponent.evaluate.ceiling import noise_ceiling
+from proponent.evaluate.ceiling import ENOUGH, noise_ceiling
 from proponent.evaluate.correlation import Moments, Ranks, levelled
 from proponent.evaluate.resampling import centred, check_settings, interval, ratios, resampled, span
 from proponent.evaluate.truth import Truth, aligned, predicts_change, require_varying
@@ -169,7 +169,7 @@ def lds(
         models=len(truth.which),
         failed=truth.failed,
         level=level,
-        notes=tuple(_notes(scores, truth, counted, (x == 0).all(axis=1), upper, noise_free)),
+        notes=tuple(_notes(scores, truth, counted, ceilings, (x == 0).all(axis=1), upper, noise_free)),
         draws=draws,
     )
 
@@ -200,13 +200,23 @@ class _Statistic:
 
 
 def _notes(
-    scores: Attribution, truth: Truth, counted: Array, constant: Array, upper: float, noise_free: bool
+    scores: Attribution,
+    truth: Truth,
+    counted: Array,
+    ceilings: Array,
+    constant: Array,
+    upper: float,
+    noise_free: bool,
 ) -> list[str]:
     said = []
     if not noise_free and truth.repeats.max() == 1:
         said.append(
             "No ceiling: each subset was trained once, so noise cannot be told from effect; train with repeats ≥ 2, or "
             "pass noise_free=True where training is deterministic."
+        )
+    elif not noise_free and np.isnan(ceilings[counted]).any():
+        said.append(
+            f"No ceiling: {len(truth.included)} subsets are too few to tell noise from effect; retrain on at least {ENOUGH}."
         )
     if not predicts_change(scores):
         said.append(f"No slope: a score is a {scores.unit}, which only ranks.")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
-from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.base import is_classifier, is_regressor
 
 from proponent.attribution import Values
 from proponent.errors import InputError, ProponentError, ProponentWarning, UnsupportedModel
 from proponent.examples import Examples
-from proponent.retrain.maps import pmap
-from proponent.retrain.recipe import SklearnRecipe, random_states
+from proponent.methods.retraining import HELD
+from proponent.methods.rounds import AT_ONCE
+from proponent.retrain.recipe import SklearnRecipe
+from proponent.retrain.run import retrain
+from proponent.retrain.subsets import bootstraps
+from proponent.retrain.trained import Trained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,9 +38,9 @@ class DataOOB:
     >>> values.lowest(1)["id"].tolist()
     [2]
 
-    Bootstrap b's rows, and every `random_state` of its model, depend on (seed, b) alone, and sums are taken in the order
-    of b: the number of workers changes no bit, as long as the estimator itself is deterministic. An example is never out
-    of bag with probability about exp(−0.37 · estimators).
+    Bootstrap b's rows depend on (seed, b) alone, every `random_state` of its model on b, and sums are taken in the order
+    of b: the number of workers changes no bit, as long as the estimator itself is deterministic. A bag of one class gives
+    that class, as everywhere in this library. An example is never out of bag with probability about exp(−0.37 · estimators).
 
     Args:
         estimators: bootstraps.
@@ -57,31 +60,41 @@ class DataOOB:
         if self.estimators < 1:
             raise InputError(f"estimators={self.estimators}", "at least one bootstrap", "pass estimators ≥ 1")
 
-    def fit(self, recipe: Any, train: Any) -> FittedDataOOB:
+    def fit(self, recipe: Any, train: Any, *, ledger: str | Path | None = None) -> FittedDataOOB:
         """Fit a clone of the estimator to every bootstrap, and add up the out-of-bag agreement.
 
         Args:
             recipe: a scikit-learn estimator or pipeline, or a recipe that has one as `.estimator`. It is not changed.
             train: anything that `Examples.of` takes, with labels. Sample weights go with their rows into the fits;
                 the out-of-bag means are unweighted.
+            ledger: a directory that keeps every training, so that a killed run goes on and more bootstraps add to fewer.
 
         Raises:
             InputError: labels are missing, or there are fewer than two examples.
             UnsupportedModel: `soft` without `predict_proba`, or with a regressor.
+            FingerprintMismatch: the ledger is of another model, another measure or other training examples.
             ProponentError: every bootstrap failed.
         """
         start, train = time.perf_counter(), Examples.of(train)
         estimator = getattr(recipe, "estimator", recipe) if not hasattr(recipe, "predict") else recipe
-        labels, measure = _labels(train), _measure(estimator, train, self.soft)
-        inputs = train.inputs.tocsr() if sparse.issparse(train.inputs) else train.inputs
-        work = functools.partial(_bootstrap, estimator, inputs, labels, train.weights, measure, self.seed)
-        tally = _Tally.empty(len(train))
-        failed: list[tuple[int, str]] = []
-        for b, outcome in enumerate(pmap(work, range(self.estimators), "bootstraps", self.workers)):
-            if isinstance(outcome, str):
-                failed.append((b, outcome))
-            else:
-                tally = tally.with_draw(*outcome)
+        measure = _measure(estimator, train, self.soft)
+        if sparse.issparse(train.inputs):
+            train = replace(train, inputs=train.inputs.tocsr())
+        recipe = SklearnRecipe(estimator, MEASUREMENT[measure])
+        kept = None if ledger is None else Trained.open(ledger, recipe, train)
+        bags = bootstraps(self.estimators, seed=self.seed)(len(train))
+        tally, failed, size = _Tally.empty(len(train)), [], max(16, min(AT_ONCE, HELD // len(train)))
+        for first in range(0, self.estimators, size):
+            some = bags.take(slice(first, first + size))
+            models = retrain(recipe, train, train, some, ledger=kept, workers=self.workers)
+            for b, (bag, measured, error) in enumerate(
+                zip(models.included, models.measured, models.errors, strict=True)
+            ):
+                if error:
+                    failed.append((first + b, error))
+                else:
+                    out = np.flatnonzero(bag == 0)
+                    tally = tally.with_draw(out, measured[out])
         _report(failed, self.estimators, tally.count, train)
         return FittedDataOOB(self, train, measure, tally, tuple(failed), time.perf_counter() - start)
 
@@ -91,8 +104,8 @@ class FittedDataOOB:
     """Data-OOB's finished bootstraps; made by `DataOOB.fit`.
 
     Args:
-        failed: (bootstrap, what its error said) of the models that could not be fitted or did not predict; they are left
-            out of every count.
+        failed: (bootstrap, what its error said) of the models that could not be fitted, or whose predictions are not finite;
+            they are left out of every count.
     """
 
     spec: DataOOB
@@ -129,6 +142,8 @@ class FittedDataOOB:
 CORRECT = "1[the prediction is the label]"
 PROBABILITY = "the predicted probability of the label"
 SQUARED_ERROR = "minus the squared error"
+MEASUREMENT = {CORRECT: "correct", PROBABILITY: "probability", SQUARED_ERROR: "loss"}
+"""What a recipe calls them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,50 +172,6 @@ class _Tally:
             p = (self.mean * c + 1) / (c + 2)
             return np.where(c > 0, np.sqrt(p * (1 - p) / (c + 3)), np.nan)
         return np.where(c > 1, np.sqrt(self.deviations / np.maximum(c - 1, 1) / np.maximum(c, 1)), np.nan)
-
-
-def _bootstrap(
-    estimator: Any, inputs: Any, labels: Array, weights: Array | None, measure: str, seed: int, b: int
-) -> tuple[Array, Array] | str:
-    """The rows out of bag b and what was measured on them, or what the error said."""
-    n = len(labels)
-    rng = np.random.default_rng([seed, b])
-    bag = rng.integers(n, size=n)
-    out = np.setdiff1d(np.arange(n), bag)
-    if len(out) == 0:
-        return out, np.zeros(0)
-    own = None if weights is None else weights[bag]
-    drawn = Examples.of((_rows(inputs, bag), labels[bag]), ids=np.arange(n), weights=own)
-    try:
-        model = SklearnRecipe(_seeded(clone(estimator), rng)).fit(drawn)
-        measured = _measured(model, _rows(inputs, out), labels[out], measure)
-    except Exception as error:  # whatever the user's estimator raises is a fact about that bootstrap, reported as such
-        return f"{type(error).__name__}: {error}"
-    return (out, measured) if np.isfinite(measured).all() else "the predictions are not finite"
-
-
-def _seeded(model: Any, rng: np.random.Generator) -> Any:
-    """The model with all its random states, nested ones too, drawn from the bootstrap's generator."""
-    states = {name: int(rng.integers(2**31)) for name in random_states(model)}
-    return model.set_params(**states) if states else model
-
-
-def _measured(model: Any, inputs: Any, labels: Array, measure: str) -> Array:
-    if measure == PROBABILITY:
-        classes = pd.Index(model.classes_)
-        column = np.asarray(classes.get_indexer(pd.Index(labels)))
-        probabilities = np.asarray(model.predict_proba(inputs), dtype=np.float64)
-        return np.where(column >= 0, probabilities[np.arange(len(labels)), column], 0.0)
-    predicted = np.asarray(model.predict(inputs)).reshape(len(labels))
-    if measure == SQUARED_ERROR:
-        return -((labels.astype(np.float64) - predicted.astype(np.float64)) ** 2)
-    return np.asarray(predicted == labels, dtype=np.float64)
-
-
-def _rows(inputs: Any, at: Array) -> Any:
-    if isinstance(inputs, pd.DataFrame):
-        return inputs.iloc[at]
-    return inputs[at] if hasattr(inputs, "shape") else [inputs[i] for i in at]
 
 
 def _labels(train: Examples) -> Array:

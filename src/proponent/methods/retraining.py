@@ -13,12 +13,15 @@ import numpy as np
 from proponent.errors import InputError, ProponentWarning
 from proponent.examples import Examples
 from proponent.methods.rounds import AT_ONCE, Drawn
+from proponent.retrain.job import together
 from proponent.retrain.recipe import as_recipe
 from proponent.retrain.run import retrain
 from proponent.retrain.subsets import Subsets
 from proponent.retrain.trained import Trained
 
 Array = np.ndarray[Any, np.dtype[Any]]
+BATCHES = 4
+"""Batches of a round, where a recipe trains many models at once."""
 HELD = 2**24
 """Numbers of a round that are held at once: 128 MB."""
 
@@ -150,9 +153,13 @@ class Measured:
 
     @property
     def at_once(self) -> int:
-        """Trainings of a round: fewer where a round's measurements or subsets would be large."""
-        widest = max(len(self.query), len(self.retraining.train))
-        return max(16, min(AT_ONCE, HELD // widest))
+        """Trainings of a round: some batches, so that workers share them; fewer where they would be large to hold.
+
+        It does not depend on the number of workers, because a stop rule is asked after each round.
+        """
+        r = self.retraining
+        widest = max(len(self.query), len(r.train))
+        return max(16, min(max(AT_ONCE, BATCHES * together(r.recipe, r.train)), HELD // widest))
 
     def report(self, drawn: Drawn[Any], consequence: str) -> None:
         """Warn of failed fits: how many, why, and what that means."""

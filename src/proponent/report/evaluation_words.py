@@ -87,6 +87,11 @@ def ceiling(e: Evaluation) -> str:
             "Training is deterministic: one subset under another seed gave the same measurements. A perfect predictor "
             "would reach 1."
         )
+    if not math.isfinite(e.ceiling) and e.repeats > 1:
+        return (
+            f"How high a perfect predictor would get is not known: {e.subsets} subsets are too few to tell the noise of "
+            "training from effect. Run it again with more."
+        )
     if not math.isfinite(e.ceiling):
         return (
             "How high a perfect predictor would get is not known: training depends on the seed, and each subset was trained "

@@ -44,9 +44,7 @@ class Work:
     @functools.cached_property
     def together(self) -> int:
         """Subsets that are trained, and recorded, together."""
-        if hasattr(self.recipe, "batch_on"):
-            return int(self.recipe.batch_on(self.train))
-        return int(getattr(self.recipe, "batch", 1))
+        return together(self.recipe, self.train)
 
     @property
     def shelf(self) -> ModelShelf | None:
@@ -68,12 +66,41 @@ class Job:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Done:
     """An outcome, and the model where models are kept."""
 
     outcome: Outcome
     model: Any = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came of a job's subsets, as few arrays: they travel between processes.
+
+    Args:
+        measured: (m, q); NaN where a fit failed.
+        errors: (m,) why it failed, or "".
+        models: (m,) where models are kept, or none.
+    """
+
+    measured: Array
+    errors: list[str]
+    models: list[Any]
+
+    def of(self, subsets: Subsets) -> list[Done]:
+        """The outcomes of these subsets, those of the job; none where it was not wanted."""
+        models = self.models or [None] * len(self.errors)
+        rows = zip(subsets.keys(), subsets.included, subsets.seeds.tolist(), strict=True)
+        return [
+            Done(Outcome(*row, measured, error), model)
+            for row, measured, error, model in zip(rows, self.measured, self.errors, models, strict=False)
+        ]
+
+
+def together(recipe: Any, train: Examples) -> int:
+    """Subsets that a recipe trains together."""
+    return int(recipe.batch_on(train) if hasattr(recipe, "batch_on") else getattr(recipe, "batch", 1))
 
 
 def jobs(work: Work, subsets: Subsets, token: str, attempt: int) -> list[Job]:
@@ -83,18 +110,19 @@ def jobs(work: Work, subsets: Subsets, token: str, attempt: int) -> list[Job]:
     return [Job(subsets.take(slice(at, at + size)), token, f"{token}-{attempt}-{at:08d}") for at in starts]
 
 
-def do(work: Work, job: Job) -> list[Done]:
+def do(work: Work, job: Job) -> Results:
     """Train, measure and record a job's subsets; nothing where the run that gave the job is gone."""
     with work.log.working(job.token) if work.log else nullcontext(True) as wanted:
-        if not wanted:
-            return []
-        parts = range(0, len(job.subsets), work.together)
-        return [
-            done for at in parts for done in _train(work, job.subsets.take(slice(at, at + work.together)), job.name)
-        ]
+        parts = range(0, len(job.subsets), work.together) if wanted else []
+        trained = [_train(work, job.subsets.take(slice(at, at + work.together)), job.name) for at in parts]
+    return Results(
+        np.concatenate([part.measured for part in trained]) if trained else np.empty((0, len(work.query))),
+        [error for part in trained for error in part.errors],
+        [model for part in trained for model in part.models],
+    )
 
 
-def _train(work: Work, subsets: Subsets, name: str) -> list[Done]:
+def _train(work: Work, subsets: Subsets, name: str) -> Results:
     keys = subsets.keys()
     models = [work.shelf.take(key) if work.shelf else None for key in keys]
     new = [at for at, model in enumerate(models) if model is None]
@@ -102,17 +130,13 @@ def _train(work: Work, subsets: Subsets, name: str) -> list[Done]:
         fresh = fit_many(work.recipe, work.train, subsets.included[new], subsets.seeds[new])
         for at, model in zip(new, fresh, strict=True):
             models[at] = model
-    measured, refused = _measure(work, models)
-    outcomes = [
-        Outcome(key, subsets.included[at], int(subsets.seeds[at]), measured[at], refused[at])
-        for at, key in enumerate(keys)
-    ]
+    results = Results(*_measure(work, models), models if work.keep_models else [])
     if work.shelf and work.keep_models:
         for at in new:
             work.shelf.put(keys[at], models[at])
     if work.log:
-        work.log.append(name, [outcome.record(work.mark) for outcome in outcomes])
-    return [Done(outcome, model if work.keep_models else None) for outcome, model in zip(outcomes, models, strict=True)]
+        work.log.append(name, [done.outcome.record(work.mark) for done in results.of(subsets)])
+    return results
 
 
 def _measure(work: Work, models: list[Any]) -> tuple[Array, list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from proponent.errors import InputError
+from proponent.examples import Examples
 from proponent.retrain.recipe import Failure
 from proponent.store.stages import write_atomically
 
@@ -46,15 +47,15 @@ class ModelShelf:
         return self.directory / f"{key.hex()}.npz"
 
 
-def require_packable(recipe: Any) -> None:
+def require_packable(recipe: Any, train: Examples) -> None:
     """Refuse to keep models on disk that only a pickle could hold: reading one runs code.
 
     Raises:
-        InputError: the recipe has no `pack` and `unpack`.
+        InputError: the recipe has no `pack` and `unpack`, or says that they do not take its models.
     """
-    if not hasattr(recipe, "pack"):
+    if not (recipe.packs(train) if hasattr(recipe, "packs") else hasattr(recipe, "pack")):
         raise InputError(
             f"keep_models=True in a directory, for a {type(recipe).__name__} whose models are not plain arrays",
-            "a recipe with pack and unpack, such as TorchRecipe",
+            "a recipe with pack and unpack, such as TorchRecipe, or a linear model of scikit-learn",
             "keep the models in memory (ledger=None), or measure all queries in one run",
         )

@@ -1,7 +1,8 @@
 """Optima over many subsets, each from the best start there is: the subset before it, or what its like have in common.
 
 Subsets that each differ by one row from the one before, such as the prefixes of a permutation, are a chain: a subset's
-optimum and inverse curvature, changed by that one row, start the next. Chains go on side by side, a step at a time.
+optimum and inverse curvature, changed by that one row, start the next. Chains go on side by side, a step at a time. Large
+models, whose inverses cost more than many steps, share one, and need no chains.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from proponent.retrain.newton_stack import Stack
 Array = np.ndarray[Any, np.dtype[Any]]
 
 OWN = 30.0
-"""The cost of an inverse curvature, in steps, up to which each subset has one of its own from the beginning."""
+"""The cost of an inverse curvature, in steps, up to which each subset has one of its own, and chains hand it on."""
 
 ABREAST, SHORTEST = 128, 8
 """Chains that should go side by side, and the shortest into which longer ones are cut for that."""
@@ -55,10 +56,12 @@ def chain_starts(counts: Array) -> Array:
 
 def _solved(family: Family, counts: Array) -> Iterator[tuple[Array, Reached]]:
     """Subsets, and what they came to, until there are no more."""
-    starts = _cut(chain_starts(counts), len(counts), SHORTEST + int(renewal_cost(family.stack(counts[:1]))))
+    cost = renewal_cost(family.stack(counts[:1]))
+    chained = cost <= OWN  # beyond, to carry an inverse along costs more than the steps that it saves
+    starts = _cut(chain_starts(counts), len(counts), SHORTEST + int(cost)) if chained else np.arange(len(counts))
     lengths = np.diff(np.append(starts, len(counts)))
-    chained = np.flatnonzero(lengths > 1)
-    for at in _parts(family, chained[np.argsort(-lengths[chained], kind="stable")]):
+    long = np.flatnonzero(lengths > 1)
+    for at in _parts(family, long[np.argsort(-lengths[long], kind="stable")]):
         yield from _along(family, counts, starts[at], lengths[at])
     alone = starts[lengths == 1]
     shares = family.shares(counts[alone])
@@ -91,14 +94,16 @@ def _along(family: Family, counts: Array, starts: Array, lengths: Array) -> Iter
         going = int((lengths > step).sum())
         rows = starts[:going] + step
         changed = (counts[rows] != counts[rows - 1]).argmax(axis=1)
-        before, stack = stack.weight[np.arange(going), changed], family.stack(counts[rows])
+        before, stack = stack.take(np.arange(going)), family.stack(counts[rows])
         theta, inverse, lost = reached.theta[:going], reached.inverse[:going], ~reached.optimal[:going]
         theta[lost], inverse[lost] = 0.0, 0.0
         if stack.absent is not None:
             theta[stack.absent] = 0.0
-        by = stack.weight[np.arange(going), changed] - before
+        by = (stack.weight - before.weight)[np.arange(going), changed]
         inverse = stack.changed(inverse, theta, changed, by)
+        theta = stack.followed(inverse, theta, changed, by, stack.penalty - before.penalty)
         if lost.any():
+            theta[lost] = 0.0
             inverse[lost] = inverse_curvatures(stack.take(lost), theta[lost])
         reached = family.solve(stack, theta, inverse)
         yield rows, reached

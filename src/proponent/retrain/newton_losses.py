@@ -13,6 +13,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+LARGEST = 700.0
+"""The largest number whose exponential is finite, about."""
+
 
 class StackedLoss(Protocol):
     """ℓ(f; y) of one row, for all rows of all subsets. `coupled`: whether curvature mixes the outputs."""
@@ -76,15 +79,15 @@ class TwoClasses:
 
     def at(self, f: Array, weight: Array) -> tuple[Array, Array]:
         z = f[:, 0] * self.y
-        small = np.exp(-np.abs(z))
-        wrong = np.where(z > 0, small, 1.0)  # 1 − σ(z) = wrong / (1 + small), without overflow
-        wrong /= 1.0 + small
-        np.minimum(z, 0.0, out=z)
-        np.log1p(small, out=small)
-        small -= z
+        np.minimum(z, LARGEST, out=z)
+        wrong = np.exp(z)
+        wrong += 1.0
+        np.divide(1.0, wrong, out=wrong)  # 1 − σ(z), to the last digit
+        z += np.log(wrong)  # log σ(z), to the last digit of z, which is enough for a sum that is compared with others
+        value = -np.einsum("sj,sj->s", z, weight)
         wrong *= weight
         wrong *= -self.y
-        return np.einsum("sj,sj->s", small, weight), wrong[:, None, :]
+        return value, wrong[:, None, :]
 
     def curvature(self, f: Array, weight: Array) -> Array:
         small = np.exp(-np.abs(f))

@@ -121,9 +121,10 @@ def _parts(places: list[int], size: int) -> Iterator[list[int]]:
 
 def _measured(models: list[Any], x: Any, labels: Array | None, measurement: str) -> Array:
     """(m, q) of models of one kind with the same classes."""
-    coef = np.stack([np.atleast_2d(model.coef_) for model in models])
-    intercept = np.stack([np.atleast_1d(model.intercept_) for model in models])
-    m, c, d = coef.shape
+    m, d = len(models), models[0].coef_.shape[-1]
+    coef = np.array([model.coef_ for model in models]).reshape(m, -1, d)
+    intercept = np.array([model.intercept_ for model in models]).reshape(m, -1)
+    c = coef.shape[1]
     f = np.asarray((x @ coef.reshape(m * c, d).T).T).reshape(m, c, -1) + intercept[:, :, None]
     if isinstance(models[0], FittedRegression):
         return _of_values(f[:, 0], labels, measurement)

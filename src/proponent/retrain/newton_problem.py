@@ -164,7 +164,8 @@ class Linear:
             theta = theta - (theta.sum(axis=1) / held.sum(axis=1, keepdims=True))[:, None, :]
         coef, intercept = self.space.raw(theta)
         if theta.shape[1] == 1:
-            return [made(w, b, self.classes[p]) for w, b, p in zip(coef, intercept, held, strict=True)]
+            pair = self.classes[held.any(axis=0)]
+            return [made(w, b, pair) for w, b in zip(coef, intercept, strict=True)]
         return [made(w[p], b[p], self.classes[p]) for w, b, p in zip(coef, intercept, held, strict=True)]
 
 

@@ -19,6 +19,9 @@ from proponent.retrain.newton_losses import StackedLoss
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+TRUSTED = 2.0
+"""By how much a row's own logits may move in one step before what its curvature says there is worth nothing."""
+
 PRODUCTS = 2**24
 """Up to so many numbers, the products x_jp x_jr of features are kept, and all curvatures are one matrix product."""
 
@@ -54,8 +57,9 @@ class Design:
     def grams(self, weight: Array) -> Array:
         """Σ_j w_j x_j x_jᵀ for weights (…, n), shape (…, p, p)."""
         if self.products is not None:
+            p = self.x.shape[1]
             flat = weight.reshape(-1, weight.shape[-1]) @ self.products
-            return flat.reshape(*weight.shape[:-1], -1)[..., self.unpacked]
+            return np.take(flat, self.unpacked.ravel(), axis=1).reshape(*weight.shape[:-1], p, p)
         out = np.empty((*weight.shape[:-1], self.x.shape[1], self.x.shape[1]))
         for at in np.ndindex(weight.shape[:-1]):
             rows = np.flatnonzero(weight[at])
@@ -140,6 +144,34 @@ class Stack:
         p = np.arange(curvature.shape[2])
         curvature[:, :, p, :, p] += shared.transpose(1, 0, 2, 3)
 
+    def followed(self, inverse: Array, theta: Array, rows: Array, by: Array, grown: Array) -> Array:
+        """Parameters (s, c, p) after the weight of one row of each subset changed: one Newton step from their optimum.
+
+        At the old optimum the new gradient is that of the change alone. Far steps are cut short: the row's own logits move
+        by `TRUSTED` at most.
+
+        Args:
+            inverse: (s, k, k) after the change.
+            theta: (s, c, p) the optimum before.
+            rows, by: (s,) which row, and how much its weight grew.
+            grown: (s, p) how much the penalty grew.
+        """
+        x = self.design.x[rows]
+        slope = self.loss.at_rows(rows).at(self._logits_of(theta, x)[:, :, None], by[:, None])[1]
+        gradient = slope * x[:, None, :] + grown[:, None, :] * theta
+        step = (gradient.reshape(len(x), -1, self.order) @ inverse).reshape(theta.shape)
+        if self.absent is not None:
+            step[self.absent] = 0.0
+        far = np.abs(np.einsum("scp,sp->sc", step, x)).max(axis=1)
+        return np.asarray(theta - step * np.minimum(1.0, TRUSTED / np.maximum(far, 1e-300))[:, None, None])
+
+    def _logits_of(self, theta: Array, x: Array) -> Array:
+        """(s, c) of one row of each subset."""
+        f = np.einsum("scp,sp->sc", theta, x)
+        if self.absent is not None:
+            f[self.absent] = -np.inf
+        return f
+
     def changed(self, inverse: Array, theta: Array, rows: Array, by: Array) -> Array:
         """Inverse curvatures (s, k, k) after the weight of one row of each subset changed, by Woodbury's formula.
 
@@ -152,9 +184,7 @@ class Stack:
             by: (s,) how much its weight grew.
         """
         x = self.design.x[rows]
-        f = np.einsum("scp,sp->sc", theta, x)
-        if self.absent is not None:
-            f[self.absent] = -np.inf
+        f = self._logits_of(theta, x)
         packed = self.loss.at_rows(rows).curvature(f[:, :, None], by[:, None])[:, :, 0]
         c, p = (self.loss.outputs if self.loss.coupled else 1), x.shape[1]
         left, right = np.triu_indices(c)

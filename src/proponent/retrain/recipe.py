@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from proponent.errors import InputError, did_you_mean
 from proponent.examples import Examples
-from proponent.retrain import newton
+from proponent.retrain import newton, packed_linear
 from proponent.retrain.prior import Prior
 from proponent.store.fingerprint import fingerprint
 
@@ -28,7 +28,8 @@ class Recipe(Protocol):
 
     A recipe may also have `fit_many(train, included, seeds)`, which trains many models at once, `measure_many(models,
     query)`, and `batch`, how many at once, or `batch_on(train)` where that depends on the examples; results must not
-    depend on what else is in the batch. `pack(model)` and `unpack(arrays)` let models be kept on disk.
+    depend on what else is in the batch. `pack(model)` and `unpack(arrays)` let models be kept on disk; `packs(train)` says
+    whether they can, where that depends on the model.
     """
 
     def fit(self, examples: Examples, seed: int | None = None) -> Any:
@@ -114,11 +115,11 @@ class SklearnRecipe:
         if train.labels is None:
             raise InputError("training examples without labels", "labels", "pass (inputs, labels)")
         models: list[Any] = [None] * len(included)
-        for s, row in enumerate(included):
-            if not self._learns(train.labels[row > 0]):
-                models[s] = Prior.of(self.estimator, train, row)
-        rest = [s for s, model in enumerate(models) if model is None]
-        if rest and newton.supports(self.estimator, train):
+        learns = self._learn(train.labels, included)
+        for s in np.flatnonzero(~learns):
+            models[s] = Prior.of(self.estimator, train, included[s])
+        rest = np.flatnonzero(learns)
+        if len(rest) and newton.supports(self.estimator, train):
             for s, model in zip(rest, newton.fit_many(self.estimator, train, included[rest]), strict=True):
                 models[s] = model
         for s in rest:
@@ -126,8 +127,13 @@ class SklearnRecipe:
                 models[s] = _attempt(self, train, included[s], int(seeds[s]))
         return models
 
-    def _learns(self, labels: Array) -> bool:
-        return len(labels) > 0 and not (is_classifier(self.estimator) and (labels == labels[0]).all())
+    def _learn(self, labels: Array, included: Array) -> Array:
+        """(s,) which subsets are not empty and, for a classifier, not of one class."""
+        if not is_classifier(self.estimator):
+            return np.asarray(included.any(axis=1))
+        classes, codes = np.unique(labels, return_inverse=True)
+        member = np.eye(len(classes), dtype=np.float32)[codes]
+        return np.asarray((((included > 0).astype(np.float32) @ member) > 0).sum(axis=1) > 1)
 
     def measure_many(self, models: Sequence[Any], query: Examples) -> Array:
         """(m, q) measurements; of linear models refitted together in one product."""
@@ -155,9 +161,10 @@ class SklearnRecipe:
                 "queries without labels", f"labels, which {self.measurement!r} needs", "measure 'prediction'"
             )
         if self.measurement == "correct":
-            return np.asarray(np.asarray(model.predict(query.inputs)) == query.labels, dtype=np.float64)
+            predicted = np.asarray(model.predict(query.inputs)).reshape(len(query))
+            return np.asarray(predicted == query.labels, dtype=np.float64)
         if not is_classifier(model):
-            predicted = np.asarray(model.predict(query.inputs), dtype=np.float64)
+            predicted = np.asarray(model.predict(query.inputs), dtype=np.float64).reshape(len(query))
             return (
                 predicted
                 if self.measurement == "prediction"
@@ -170,6 +177,18 @@ class SklearnRecipe:
         p = np.asarray(model.predict_proba(query.inputs), dtype=np.float64)
         own = p.max(axis=1) if self.measurement == "prediction" else _probability_of(p, model.classes_, query.labels)
         return measured_probability(own, self.measurement)
+
+    def packs(self, train: Examples) -> bool:
+        """Whether the models can be kept as plain arrays: linear ones, alone or after a StandardScaler."""
+        return packed_linear.packs(self.estimator, train.labels)
+
+    def pack(self, model: Any) -> dict[str, Array]:
+        """A linear model as plain arrays by name."""
+        return packed_linear.pack(model)
+
+    def unpack(self, arrays: Mapping[str, Array]) -> Any:
+        """The model of `pack`'s arrays; it predicts as the estimator does."""
+        return packed_linear.unpack(arrays)
 
     def fingerprint(self) -> str:
         """A hash of the estimator's class and parameters, and of the measurement."""

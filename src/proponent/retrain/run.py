@@ -80,7 +80,7 @@ def retrain(
     drawn = resolve(subsets, len(train))
     trained = ledger if ledger is None or isinstance(ledger, Trained) else Trained.open(ledger, recipe, train)
     if keep_models and trained is not None:
-        require_packable(recipe)
+        require_packable(recipe, train)
     work = Work(recipe, train, query, None if trained is None else trained.log, keep_models)
     keys = drawn.keys()
     done: dict[bytes, Done] = {}
@@ -133,8 +133,8 @@ def _recovered(work: Work, trained: Trained | None, missing: Iterable[bytes]) ->
 
 
 def _results(work: Work, todo: list[Any], workers: int | None) -> Iterator[Done]:
-    for results in pmap(functools.partial(do, work), todo, "trainings", workers):
-        yield from results
+    for job, results in zip(todo, pmap(functools.partial(do, work), todo, "trainings", workers), strict=True):
+        yield from results.of(job.subsets)
 
 
 def _ledger(work: Work, done: list[Done], start: float) -> Ledger:

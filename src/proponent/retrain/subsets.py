@@ -63,10 +63,10 @@ class Subsets:
 
     def keys(self) -> list[bytes]:
         """16 bytes that name (subset, seed), the same on any machine."""
-        return [
-            hashlib.blake2b(row.tobytes() + int(seed).to_bytes(8, "little", signed=True), digest_size=16).digest()
-            for row, seed in zip(self.included, self.seeds, strict=True)
-        ]
+        seeds = np.ascontiguousarray(self.seeds, dtype="<i8").view(np.uint8).reshape(-1, 8)
+        named = memoryview(np.hstack([self.included, seeds]).tobytes())
+        width = self.included.shape[1] + 8
+        return [hashlib.blake2b(named[at : at + width], digest_size=16).digest() for at in range(0, len(named), width)]
 
 
 def resolve(plan: Subsets | Plan | Any, n: int) -> Subsets:

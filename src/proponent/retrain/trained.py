@@ -19,7 +19,7 @@ from proponent.store.log import Place, RecordLog
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Outcome:
     """What came of one training: the measurements, or why it failed.
 
