@@ -63,6 +63,7 @@ _HOMES = {
     "Task": "proponent.task",
     "TorchRecipe": "proponent.retrain.torch_recipe",
     "TracIn": "proponent.methods.tracin",
+    "thinned": "proponent.methods.thinned",
     "UnsupportedModel": "proponent.errors",
     "Values": "proponent.attribution",
     "all_subsets": "proponent.retrain.subsets",
