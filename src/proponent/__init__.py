@@ -60,6 +60,7 @@ _HOMES = {
     "SklearnRecipe": "proponent.retrain.recipe",
     "StandardError": "proponent.retrain.stopping",
     "Subsets": "proponent.retrain.subsets",
+    "TRAK": "proponent.methods.trak",
     "Task": "proponent.task",
     "TorchRecipe": "proponent.retrain.torch_recipe",
     "TracIn": "proponent.methods.tracin",
