@@ -112,7 +112,7 @@ def test_the_error_of_inner_products_falls_as_one_over_k(kind):
 
 def test_a_sketch_is_linear_and_follows_the_parameters_own_layout():
     """The bins of a layer with factors are those of its gradient as it is, and so are those of an embedding."""
-    blocks, truth = case("text")
+    blocks, _ = case("text")
     for kind in ("rademacher", "sjlt", "fjlt", SJLT(2)):
         sketch = projection_of(kind).sketch(16, 0, blocks)
         for name, block in blocks.items():

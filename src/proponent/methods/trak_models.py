@@ -87,13 +87,13 @@ class Products:
 
     def __call__(self, query: Rows) -> Tensor:
         """(q, n); rows and columns of what is not finite are NaN."""
-        return torch.cat([self._among(query[at], self.train) for at in query.parts(self.sizes.queries(True))])
+        return torch.cat([self._among(query[at], self.train) for at in query.parts(self.sizes.queries(0))])
 
     def gram(self) -> Tensor:
         """(n, n) of the training examples among each other, one half of it computed."""
         n = len(self.train)
         out = torch.empty(n, n, dtype=self.capture.task.precision, device=self.capture.task.device)
-        for at in self.train.parts(min(self.sizes.queries(True), -(-n // STRIPS))):
+        for at in self.train.parts(min(self.sizes.queries(0), -(-n // STRIPS))):
             made = self._among(self.train[at], self.train[at.start :])
             out[at, at.start :], out[at.start :, at] = made, made.T
         return out
