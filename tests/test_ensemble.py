@@ -181,6 +181,8 @@ def test_gradient_products_over_the_gradient_are_projections():
 def test_relative_influence_is_refused_in_words():
     with pytest.raises(pp.InputError, match="did you mean 'parameters'"):
         pp.RelatIF(over="parameter")
+    with pytest.raises(pp.InputError, match="lengths of gradients with engine='jvp'"):
+        pp.RelatIF(pp.GradDot(engine="jvp")).fit(pp.Task(model(0)), TRAIN)
     for spec in (pp.GradCos(), pp.TRAK()):
         with pytest.raises(pp.UnsupportedModel, match="relative scores of"):
             pp.RelatIF(spec).fit(pp.Task(model(0)), TRAIN)

@@ -107,6 +107,12 @@ class FittedGradients:
             raise InputError(
                 f"engine {self.engine!r}", f"one of {', '.join(ENGINES)}", did_you_mean(str(self.engine), ENGINES)
             )
+        if self.engine != "factors" and (self.cosine or self.relative is not None):
+            raise InputError(
+                f"lengths of gradients with engine={self.engine!r}",
+                "engine='factors'",
+                "forward mode gives products only",
+            )
 
     def score(self, query: Any, out: str | Path | None = None, by: Literal["layer"] | None = None) -> Attribution:
         """Scores of all training examples for queries.

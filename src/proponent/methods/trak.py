@@ -23,7 +23,7 @@ from proponent.errors import InputError, ProponentWarning
 from proponent.methods.fitted_gradients import set_aside
 from proponent.methods.score import Sizes
 from proponent.methods.sinks import PARTIAL, Disk, Memory, Sink
-from proponent.methods.trak_models import Features, Fitted, Margin, Products, projected, unprojected
+from proponent.methods.trak_models import Features, Fitted, Products, margins_of, projected, unprojected
 from proponent.progress import track
 from proponent.rows import Rows
 from proponent.store.matrix import MEMORY_LIMIT, MatrixStore, require_memory
@@ -101,15 +101,13 @@ class TRAK:
             raise InputError("no task", "a task, or one for each model", "pass pp.Task(model, loss=…)")
         if self.projection is None:
             require_gram(len(rows), len(tasks))
-        own = [replace(t, loss=Margin(replace(t, measurement="margin")), measurement="loss") for t in tasks]
-        sizes = []
-        models: list[Fitted] = []
-        for k, each in enumerate(own):
-            with each.watching():
-                capture = Capture.of(each, rows)
-                sizes.append(Sizes.of(capture, rows))
-            models.append(self._model(capture, rows, sizes[-1], self.seed + k, len(own)))
-        doubt = torch.stack([doubts(t, rows, self._batch(size)) for t, size in zip(tasks, sizes, strict=True)]).mean(0)
+        captured = [margins_of(each, rows) for each in tasks]
+        batches = [self.batch_size or sizes.batch() for _, sizes in captured]
+        models = [
+            self._model(*one, rows, batch, self.seed + k, len(tasks))
+            for k, (one, batch) in enumerate(zip(captured, batches, strict=True))
+        ]
+        doubt = torch.stack([doubts(*each, rows) for each in zip(tasks, batches, strict=True)]).mean(0)
         directions = [m.ridge.effective_dimension(self.seed) for m in models]
         self._require_directions(models, float(np.mean(directions)))
         return FittedTRAK(
@@ -118,12 +116,12 @@ class TRAK:
             tasks=tasks,
             models=models,
             doubt=doubt,
-            block=min(self._batch(size) for size in sizes),
+            block=min(batches),
             seconds=time.perf_counter() - start,
             facts={"effective_dimension": round(float(np.mean(directions)), 1)},
         )
 
-    def _model(self, capture: Capture, rows: Rows, sizes: Sizes, seed: int, models: int) -> Fitted:
+    def _model(self, capture: Capture, sizes: Sizes, rows: Rows, batch: int, seed: int, models: int) -> Fitted:
         task = capture.task
         with task.watching():
             _, blocks = capture.gradients(task.batch(rows, slice(0, 1)), task.losses)
@@ -131,17 +129,14 @@ class TRAK:
         if wish == "auto":
             wish = None if fits(len(rows), models) and exact_is_cheap(len(rows), self.dimension, blocks) else "sjlt"
         if wish is None:
-            return unprojected(Products(capture, rows, self._batch(sizes), sizes), self._strength)
+            return unprojected(Products(capture, rows, batch, sizes), self._strength)
         sketch = projection_of(wish).sketch(self.dimension, seed, blocks)
         keep = 8 * len(rows) * sketch.dimension <= MEMORY_LIMIT
-        return projected(Features(capture, sketch, self._batch(sizes)), rows, self._strength, keep)
+        return projected(Features(capture, sketch, batch), rows, self._strength, keep)
 
     def _strength(self, mean: float) -> float:
         """λ."""
         return ridge_of(self.ridge).of(torch.tensor([max(mean, 1e-30)], dtype=torch.float64))
-
-    def _batch(self, sizes: Sizes) -> int:
-        return self.batch_size or sizes.batch()
 
     def _settings(self) -> dict[str, Any]:
         wish = self.projection if isinstance(self.projection, str | None) else repr(self.projection)
@@ -272,7 +267,7 @@ def ridge_of(wish: float | str | Damping) -> Damping:
     return made
 
 
-def doubts(task: Task, rows: Rows, batch: int) -> Tensor:
+def doubts(task: Task, batch: int, rows: Rows) -> Tensor:
     """(n,) 1 − p of each example's target: how strongly its loss follows its margin, −∂ℓ/∂f."""
     own = replace(task, measurement="probability")
     with own.watching(), torch.no_grad():

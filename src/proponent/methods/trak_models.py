@@ -8,7 +8,7 @@ The left side wants the features, (k, k); the right side only their products, (n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +40,18 @@ class Margin:
 
     def __call__(self, net: Any, batch: Any) -> Tensor:
         return self.task.measurements(batch, net)
+
+
+def margins_of(task: Task, rows: Rows) -> tuple[Capture, Sizes]:
+    """How the margins' gradients are taken, and what one takes.
+
+    Raises:
+        InputError: the task's loss has no margin.
+    """
+    own = replace(task, loss=Margin(replace(task, measurement="margin")), measurement="loss")
+    with own.watching():
+        capture = Capture.of(own, rows)
+        return capture, Sizes.of(capture, rows)
 
 
 class Fitted(Protocol):
