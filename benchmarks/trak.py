@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def accuracy(args: argparse.Namespace) -> None:
     train, query = ((torch.from_numpy(np.float32(x)), torch.from_numpy(y)) for x, y in (truth.train, truth.query))
     tasks = [pp.Task(module, measurement="margin") for module in modules(truth)]
     several = attributions(tasks, train, query, args.accuracy_of)
+    warnings.filterwarnings("ignore", message="gradients projected to")  # the column of effective dimensions says so
     print(f"\nLDS of the margin: {truth.ledger}")
     print(f"  {'':32s} {'one model':>22s} {f'mean of {len(tasks)}':>22s} {'effective dimension':>20s}")
     for (name, first), (_, mean) in zip(attributions(tasks[:1], train, query, args.accuracy_of), several, strict=True):
