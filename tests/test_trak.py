@@ -182,6 +182,7 @@ def test_streamed_scores_are_those_in_memory(models, tmp_path, monkeypatch):
     assert close(fitted.score(QUERY).dataset.score.values, want)
     made = fitted.score(QUERY, out=tmp_path / "a.zarr")
     assert close(made.dataset.score.values, want)
+    assert "effective_dimension" in made.dataset.attrs
     assert made.unit == fitted.score(QUERY).unit and "ranking" in made.unit
 
 

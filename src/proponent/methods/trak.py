@@ -17,7 +17,7 @@ from proponent.attribution import Attribution, Values
 from proponent.capture.blocks import Block, Factors
 from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
-from proponent.curvature.damping import Damping, damping_of
+from proponent.curvature.damping import Damping
 from proponent.curvature.projection import projection_of
 from proponent.errors import InputError, ProponentWarning
 from proponent.methods.fitted_gradients import set_aside
@@ -242,6 +242,7 @@ class FittedTRAK:
             rounds=chunks * len(self.models),
             dtype=self._precision,
             unit=UNIT,
+            facts=self.facts,
         )
 
     @property
@@ -257,7 +258,9 @@ def ridge_of(wish: float | str | Damping) -> Damping:
     """A Damping from a multiple of the mean, "auto" or itself."""
     if isinstance(wish, str) and wish == "auto":
         return Damping(RIDGE, scale="mean")
-    made = Damping(float(wish), scale="mean") if isinstance(wish, int | float) else damping_of(wish)
+    made = Damping(float(wish), scale="mean") if isinstance(wish, int | float) else wish
+    if not isinstance(made, Damping):
+        raise InputError(f"ridge {wish!r}", "'auto', a number or a Damping", "pass ridge='auto'")
     if made.value == 0:
         raise InputError(
             "a ridge of zero",
