@@ -155,25 +155,28 @@ def drawn(loss: str, output: Tensor, target: Tensor) -> Tensor:
         return torch.cat([target[:, :1], made[:, :-1]], 1) if loss == "causal_lm" else made
 
 
-def traker(case: Case, model: nn.Module) -> Tensor:
-    from trak import TRAKer
+def traker(dimension: int) -> Callable[[Case, nn.Module], Tensor]:
+    def run(case: Case, model: nn.Module) -> Tensor:
+        from trak import TRAKer
 
-    if case.loss != "cross_entropy":
-        raise Unsupported("no model output for causal language models: a subclass must be written")
-    batch = written_out(case, model, 2**29)  # its random matrix is drawn anew for every batch: few and large ones
-    with tempfile.TemporaryDirectory() as folder:
-        n, q = len(case.train[0]), len(case.query[0])
-        options = {"save_dir": folder, "device": "cpu", "use_half_precision": False, "logging_level": logging.ERROR}
-        trak = TRAKer(model, "image_classification", n, proj_dim=2048, **options)
-        state = model.state_dict()
-        trak.load_checkpoint(state, model_id=0)
-        for part in loader(case.train, batch):
-            trak.featurize(part, num_samples=len(part[0]))
-        trak.finalize_features()
-        trak.start_scoring_checkpoint("queries", state, model_id=0, num_targets=q)
-        for part in loader(case.query, batch):
-            trak.score(part, num_samples=len(part[0]))
-        return torch.from_numpy(np.array(trak.finalize_scores("queries"))).T
+        if case.loss != "cross_entropy":
+            raise Unsupported("no model output for causal language models: a subclass must be written")
+        batch = written_out(case, model, 2**29)  # its random matrix is drawn anew for every batch: few and large ones
+        with tempfile.TemporaryDirectory() as folder:
+            n, q = len(case.train[0]), len(case.query[0])
+            options = {"save_dir": folder, "device": "cpu", "use_half_precision": False, "logging_level": logging.ERROR}
+            trak = TRAKer(model, "image_classification", n, proj_dim=dimension, **options)
+            state = model.state_dict()
+            trak.load_checkpoint(state, model_id=0)
+            for part in loader(case.train, batch):
+                trak.featurize(part, num_samples=len(part[0]))
+            trak.finalize_features()
+            trak.start_scoring_checkpoint("queries", state, model_id=0, num_targets=q)
+            for part in loader(case.query, batch):
+                trak.score(part, num_samples=len(part[0]))
+            return torch.from_numpy(np.array(trak.finalize_scores("queries"))).T
+
+    return run
 
 
 def pydvl_ekfac(case: Case, model: nn.Module) -> Tensor:
@@ -197,7 +200,8 @@ PEERS: dict[str, Callable[[Case, nn.Module], Tensor]] = {
     "kronfluence-identity": kronfluence("identity"),
     "kronfluence-ekfac": kronfluence("ekfac"),
     "pydvl-ekfac": pydvl_ekfac,
-    "traker": traker,
+    "traker": traker(2048),
+    "traker-4096": traker(4096),
 }
 
 
@@ -210,17 +214,17 @@ def memory(field: str) -> float:
     return next((float(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
 
 
-def once(case: Case, model: nn.Module, peer: str) -> tuple[float, float, Tensor]:
-    """Seconds, peak MB above what was held before, and scores."""
+def once(case: Case, model: nn.Module, peer: str) -> tuple[float, float, float, Tensor]:
+    """Seconds, processor seconds, peak MB above what was held before, and scores."""
     before = memory("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         before = memory("VmHWM")
     own = copy.deepcopy(model)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     scores = PEERS[peer](case, own)
-    return time.perf_counter() - start, memory("VmHWM") - before, scores
+    return time.perf_counter() - start, time.process_time() - busy, memory("VmHWM") - before, scores
 
 
 def measure(case: Case, model: nn.Module, peer: str, repeat: int, out: Path) -> Iterator[dict[str, Any]]:
@@ -230,17 +234,19 @@ def measure(case: Case, model: nn.Module, peer: str, repeat: int, out: Path) -> 
     """
     batch = floor_batch(case, model)
     floors = [floor(case, model, batch)]
-    first, peak, scores = once(case, model, peer)
+    first, busy, peak, scores = once(case, model, peer)
     np.save(out / f"{case.name}-{peer}.npy", scores.detach().float().numpy())
     del scores
-    seconds = [first]
-    yield {"seconds": seconds, "floors": floors, "peak_mb": peak}
+    seconds, cpu = [first], [busy]
+    yield {"seconds": seconds, "cpu": cpu, "floors": floors, "peak_mb": peak}
     if first < LONG:
-        seconds, floors = [], []
+        seconds, cpu, floors = [], [], []
     while len(seconds) < repeat:
         floors.append(floor(case, model, batch))
-        seconds.append(once(case, model, peer)[0])
-        yield {"seconds": seconds, "floors": floors, "peak_mb": peak}
+        one = once(case, model, peer)
+        seconds.append(one[0])
+        cpu.append(one[1])
+        yield {"seconds": seconds, "cpu": cpu, "floors": floors, "peak_mb": peak}
 
 
 LONG = 10.0

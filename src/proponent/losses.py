@@ -40,7 +40,7 @@ class Loss(Protocol):
         sample(output, batch, generator)   the batch with targets drawn from the model
         likelihood(output, batch)          (b,) losses at drawn targets whose gradients' second moment is Jᵀ H J
         terms(output, batch)               pairs (weight (b,), term (b,)) with Σ weight · ∇term ∇termᵀ = Jᵀ H J
-        measure(what, output, batch)       (b,) log_probability, margin, logit or entropy
+        measure(what, output, batch)       (b,) log_probability, probability, margin, logit or entropy
     """
 
     def output(self, model: Any, batch: Any) -> Tensor: ...
@@ -116,7 +116,9 @@ class _Softmax(_Called):
         logits, target = self.positions(output, batch)
         live = target != self.ignore_index
         made = _measured(what, logits, torch.where(live, target, 0)[:, :, None])
-        return torch.where(live, made, 0.0).sum(1) / self.share(target).to(made.dtype)
+        # A sum of probabilities is nothing: they are averaged, whatever the losses are.
+        share = live.sum(1).clamp(min=1) if what == "probability" else self.share(target)
+        return torch.where(live, made, 0.0).sum(1) / share.to(made.dtype)
 
 
 def _measured(what: str, logits: Tensor, own: Tensor) -> Tensor:
@@ -127,8 +129,9 @@ def _measured(what: str, logits: Tensor, own: Tensor) -> Tensor:
         others = logits.scatter(-1, own, -torch.inf).logsumexp(-1)
         return logits.gather(-1, own).squeeze(-1) - others
     log_p = logits.log_softmax(-1)
-    if what == "log_probability":
-        return log_p.gather(-1, own).squeeze(-1)
+    if what in ("log_probability", "probability"):
+        made = log_p.gather(-1, own).squeeze(-1)
+        return made.exp() if what == "probability" else made
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 log 0 = 0
 
 
@@ -303,9 +306,10 @@ class BinaryCrossEntropy(_Called):
             )
         if bool(((target != 0) & (target != 1)).any()):
             raise InputError(
-                "measurement 'margin' of targets between 0 and 1", "targets 0 or 1", "pass 'loss' or a function"
+                f"measurement {what!r} of targets between 0 and 1", "targets 0 or 1", "pass 'loss' or a function"
             )
-        return ((2 * target - 1) * f).sum(1)
+        margins = (2 * target - 1) * f
+        return margins.sigmoid().mean(1) if what == "probability" else margins.sum(1)
 
     def _pair(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         f, target = same_rows(output, batch)

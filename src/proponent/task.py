@@ -20,7 +20,7 @@ from proponent.errors import InputError, UnsupportedModel, did_you_mean
 from proponent.losses import Terms, named_loss
 from proponent.rows import Rows, length
 
-MEASUREMENTS = ("loss", "log_probability", "margin", "logit", "entropy")
+MEASUREMENTS = ("loss", "log_probability", "probability", "margin", "logit", "entropy")
 
 NO_PARAMETERS: list[tuple[str, Callable[[Any], bool], str]] = [
     (
@@ -57,8 +57,9 @@ class Task:
         model: any nn.Module. It is put in eval mode while it is looked at, and is exactly as it was afterwards.
         loss: "cross_entropy", "causal_lm", "masked_lm", "contrastive", "triplet", "binary_cross_entropy",
             "squared_error", "poisson", a loss object, or a function (model, batch) → (b,) losses, one per example.
-        measurement: "loss" (minus it), "log_probability", "margin" (log p/(1 − p)), "logit", "entropy", or a function
-            (model, batch) → (b,). Those of several positions are summed or averaged as the loss is, without the ignored.
+        measurement: "loss" (minus it), "log_probability", "probability", "margin" (log p/(1 − p)), "logit", "entropy", or a
+            function (model, batch) → (b,). Those of several positions are summed or averaged as the loss is, without the
+            ignored; probabilities are averaged.
         parameters: which to differentiate: names or patterns ("layers.3.*"), types of modules (nn.Linear: all that is
             inside such modules), or a list of these; all by default, frozen ones too.
 

@@ -117,7 +117,7 @@ class DualMetric:
         return DualPath((self,)).queries(blocks, count, finite, layers)
 
     def meter(self, zeros: Tensor) -> Meter:
-        return _DualNorms(self, zeros, zeros.new_zeros(self.rows.count, len(zeros)))
+        return DualNorms(self, zeros, zeros.new_zeros(self.rows.count, len(zeros)))
 
     def mix(self, met: Tensor) -> Tensor:
         """(q, q + r): how a score is combined from products with the queries and with the rows.
@@ -155,7 +155,7 @@ class DualPath:
 
 
 @dataclass
-class _DualNorms:
+class DualNorms:
     """(‖g‖² − ‖L⁻¹ B g‖²) / λ of each example."""
 
     metric: DualMetric

@@ -57,5 +57,9 @@ class Gathered:
         for at in range(0, len(self.zeros), step):
             part = slice(at, at + step)
             rows = own.coordinates.of_blocks({n: b[part] for n, b in self.blocks.items()}, own.precision)
-            self.zeros[part] = (own.solve(rows).x * rows).sum(1)
+            self.zeros[part] = self.measured(rows)
         return self.zeros
+
+    def measured(self, rows: Tensor) -> Tensor:
+        """(b,) squared norms of gradients (b, P)."""
+        return (self.metric.solve(rows).x * rows).sum(1)

@@ -41,6 +41,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 ENGINES = ("factors", "jvp")
 
+SUMS = 2**26
+"""Scores that are held at once where several models' are added up for the strongest of each query."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -79,6 +82,7 @@ class FittedGradients:
         members: models whose scores are added up.
         scale: in front of the sum: 1/n where a score predicts a change of the measurement.
         cosine: divide by the two gradients' norms.
+        relative: divide by the training example's norm in this metric of each member.
         batch: training examples captured at once.
         engine: "factors", or "jvp": one forward pass over the training examples per query, where the metric is 1.
         seconds: that the fit took.
@@ -92,6 +96,7 @@ class FittedGradients:
     members: Sequence[Member]
     scale: float = 1.0
     cosine: bool = False
+    relative: Callable[[Metric], Metric] | None = None
     batch: int | None = None
     engine: str = "factors"
     seconds: float = 0.0
@@ -101,6 +106,12 @@ class FittedGradients:
         if self.engine not in ENGINES:
             raise InputError(
                 f"engine {self.engine!r}", f"one of {', '.join(ENGINES)}", did_you_mean(str(self.engine), ENGINES)
+            )
+        if self.engine != "factors" and (self.cosine or self.relative is not None):
+            raise InputError(
+                f"lengths of gradients with engine={self.engine!r}",
+                "engine='factors'",
+                "forward mode gives products only",
             )
 
     def score(self, query: Any, out: str | Path | None = None, by: Literal["layer"] | None = None) -> Attribution:
@@ -174,10 +185,14 @@ class FittedGradients:
             columns query, side, rank, id, score, and label where the training examples have one.
         """
         queries = Rows.of(query)
-        if len(self.members) > 1:
-            raise InputError(f"{len(self.members)} checkpoints", "one model", "use score(query, out=…).proponents(…)")
         strongest = Strongest(len(queries), min(k, len(self.train)))
-        self._fill(queries, strongest)
+        if len(self.members) == 1:
+            self._fill(queries, strongest)
+        else:  # a sum over models is known only when the last one has come
+            for chunk in queries.parts(max(1, SUMS // len(self.train))):
+                memory = self._memory(queries[chunk])
+                self._fill(queries[chunk], memory)
+                strongest.add(0, chunk, slice(0, len(self.train)), torch.from_numpy(memory.score))
         return strongest.table(queries, self.train)
 
     def self_influence(self) -> Values:
@@ -186,8 +201,9 @@ class FittedGradients:
         total = torch.zeros(len(self.train), dtype=torch.float64)
         for member in self.members:
             with member.looked_at():
-                batch = self._batch(member)
-                norms = squared_norms(member.capture, member.metric, self.train, batch, member.capture.task.losses)
+                norms = self._train_norms(member, member.metric)
+                if self.relative is not None:
+                    norms = norms / self._train_norms(member, self.relative(member.metric)).sqrt()
                 total += member.weight * norms.cpu()
         value = (self.scale * total).numpy()
         return Values.of(
@@ -197,6 +213,10 @@ class FittedGradients:
             unit=self.unit,
             attributes=self._facts(start) | set_aside(value, None, self.train),
         )
+
+    def _train_norms(self, member: Member, metric: Metric) -> Tensor:
+        """(n,) gᵀ P g."""
+        return squared_norms(member.capture, metric, self.train, self._batch(), member.capture.task.losses)
 
     def _score_by_layer(self, start: float, queries: Rows, out: Any, by: str) -> Attribution:
         if by != "layer":
@@ -236,18 +256,18 @@ class FittedGradients:
         )
 
     def _require_sums(self, what: str, instead: str) -> None:
-        if self.cosine:
+        if self.cosine or self.relative is not None:
             raise InputError(
                 f"{what} of cosines", "a score that is a sum of inner products", f"use GradDot, or {instead}"
             )
 
     def _positions(self, queries: Rows, at: int) -> Iterator[tuple[Array, Array]]:
         """By chunk of queries: (q, T) and (q, 1), summed over the models."""
-        for chunk in self._query_chunks(self.members[0], queries):
+        for chunk in self._query_chunks(queries):
             total: list[Array] = []
             for member in self.members:
                 with member.looked_at():
-                    prepared = prepare(member.capture, member.metric, queries[chunk], self._batch(member))
+                    prepared = prepare(member.capture, member.metric, queries[chunk], self._batch())
                     made = by_position(member.capture, prepared, self.train[at : at + 1], self.scale * member.weight)
                 parts = [part.numpy(force=True) for part in made]
                 total = [x + y for x, y in zip(total, parts, strict=True)] if total else parts
@@ -258,14 +278,14 @@ class FittedGradients:
         turn = 0
         for member in self.members:
             with member.looked_at():
-                for chunk in self._query_chunks(member, queries):
+                for chunk in self._query_chunks(queries):
                     self._round(member, queries, chunk, sink, turn, layers)
                     turn += 1
 
     def _round(
         self, member: Member, queries: Rows, chunk: slice, sink: Sink, turn: int, layers: tuple[str, ...]
     ) -> None:
-        missing = sink.missing(turn, self.train.parts(self._batch(member)))
+        missing = sink.missing(turn, self.train.parts(self._batch()))
         if not missing:
             return
         made = self._stream(member, queries[chunk], missing, layers, lambda residual: sink.note(chunk, residual))
@@ -280,8 +300,8 @@ class FittedGradients:
         layers: tuple[str, ...],
         note: Callable[[Tensor], None],
     ) -> Iterator[tuple[slice, Tensor]]:
-        capture, batch = member.capture, self._batch(member)
-        scale = 1.0 if self.cosine else self.scale * member.weight
+        capture, batch = member.capture, self._batch()
+        scale = self.scale * member.weight
         if self.engine == "jvp":
             return stream_forward(capture, directions(capture, query, batch), self.train, parts, scale)
         queries = prepare(capture, member.metric, query, batch, layers)
@@ -290,23 +310,27 @@ class FittedGradients:
         return stream(capture, queries, self.train, parts, scale, self._norms(member, query, batch))
 
     def _norms(self, member: Member, queries: Rows, batch: int) -> Norms | None:
-        """Where cosines are wanted."""
+        """Where cosines or relative scores are wanted."""
+        task = member.capture.task
+        if self.relative is not None:
+            ones = torch.ones(len(queries), dtype=task.precision, device=task.device)
+            return Norms(ones, self.relative(member.metric))
         if not self.cosine:
             return None
-        task = member.capture.task
         query = squared_norms(member.capture, member.metric, queries, batch, task.measurements).sqrt()
         return Norms(query, member.metric)
 
     def _rounds(self, queries: Rows) -> int:
         """Of one member: chunks of queries."""
-        return len(self._query_chunks(self.members[0], queries))
+        return len(self._query_chunks(queries))
 
-    def _query_chunks(self, member: Member, queries: Rows) -> list[slice]:
-        vectors = member.metric.vectors if self.engine == "factors" else 1
-        return queries.parts(member.sizes.queries(vectors))
+    def _query_chunks(self, queries: Rows) -> list[slice]:
+        """The same for all members, whose scores are added up."""
+        sizes = [m.sizes.queries(m.metric.vectors if self.engine == "factors" else 1) for m in self.members]
+        return queries.parts(min(sizes))
 
-    def _batch(self, member: Member) -> int:
-        return self.batch or member.sizes.batch()
+    def _batch(self) -> int:
+        return self.batch or min(m.sizes.batch() for m in self.members)
 
     def _store(self, queries: Rows, out: str | Path) -> MatrixStore:
         member = self.members[0]
@@ -319,7 +343,7 @@ class FittedGradients:
             queries,
             self.train,
             variables=("score",) if len(self.members) == 1 else ("score", PARTIAL),
-            block=self._batch(member),
+            block=self._batch(),
             method=self.method,
             settings={**self.settings, "weights": marks},
             rounds=self._rounds(queries) * len(self.members),

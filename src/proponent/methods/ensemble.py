@@ -1,0 +1,134 @@
+"""Ensembles: the mean of a method's scores over several trained models."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from proponent.attribution import Attribution, Values
+from proponent.errors import InputError
+from proponent.methods.fitted_gradients import FittedGradients
+from proponent.methods.tracin import read_state
+from proponent.rows import Rows
+from proponent.task import Task
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The mean of a method's scores over models that were trained in the same way.
+
+    score[q, i] = (1/M) Σ_m score_m[q, i]
+
+    A retrained model differs by its seed as much as by the examples that are left out. What the mean over a few seeds' models
+    predicts is the mean over seeds, which is all that there is to predict.
+
+    >>> import torch, proponent as pp
+    >>> tasks = [pp.Task(torch.nn.Linear(3, 2)) for _ in range(3)]
+    >>> train = torch.randn(6, 3), torch.randint(2, (6,))
+    >>> together = Ensemble(pp.GradDot()).fit(tasks, train).score(train).dataset.score
+    >>> each = [pp.GradDot().fit(task, train).score(train).dataset.score for task in tasks]
+    >>> bool(abs(together - sum(each) / 3).max() < 1e-5)
+    True
+
+    Args:
+        spec: a method that is fitted to a task, such as `Influence(…)`, `GradDot()` or `RepresenterPoints()`.
+        checkpoints: weights of the models, paths or state dicts as in `TracIn`, where `fit` gets the one task that they
+            belong to. Each is a copy of the model in memory.
+
+    Raises:
+        InputError: no model, or a checkpoint that does not fit.
+
+    Source: Søgaard et al., Revisiting methods for finding influential examples, 2021; Park et al., TRAK, ICML 2023.
+    """
+
+    spec: Any
+    checkpoints: Sequence[str | Path | Mapping[str, Any]] | None = None
+
+    def fit(self, task: Task | Sequence[Task], train: Any) -> Any:
+        """Fit the method to each model.
+
+        Args:
+            task: one for each model; or one with `checkpoints`.
+            train: as in `GradDot.fit`.
+
+        Returns:
+            a `FittedGradients` whose members are all the models', where the method gives one, so that everything that it
+            does (streams, strongest examples, self-influence) is of the mean; a `FittedEnsemble` otherwise.
+        """
+        tasks, rows = self._tasks(task), Rows.of(train)
+        fitted = [self.spec.fit(each, rows) for each in tasks]
+        if all(isinstance(f, FittedGradients) for f in fitted):
+            return together(fitted)
+        return FittedEnsemble(fitted)
+
+    def _tasks(self, task: Task | Sequence[Task]) -> list[Task]:
+        if self.checkpoints is None:
+            tasks = [task] if isinstance(task, Task) else list(task)
+        elif isinstance(task, Task):
+            tasks = [_with_weights(task, checkpoint) for checkpoint in self.checkpoints]
+        else:
+            raise InputError("several tasks and checkpoints", "one task, whose model they are of", "pass one of both")
+        if not tasks:
+            raise InputError("no model", "a task for each model, or checkpoints", "pass [task, …]")
+        return tasks
+
+
+@dataclass(frozen=True)
+class FittedEnsemble:
+    """The mean of what each model gives.
+
+    Args:
+        fitted: one for each model.
+    """
+
+    fitted: Sequence[Any]
+
+    def score(self, query: Any, **options: Any) -> Attribution:
+        """Mean scores of all training examples for queries.
+
+        Args:
+            query: as for each model's own `score`.
+            options: of that.
+        """
+        queries = Rows.of(query)
+        first = self.fitted[0].score(queries, **options).dataset
+        scores = (one.score(queries, **options).dataset["score"] for one in self.fitted[1:])
+        mean = functools.reduce(lambda total, score: total + score, scores, first["score"]) / len(self.fitted)
+        return Attribution(first[["score"]].assign(score=mean).assign_attrs(_named(first.attrs, len(self.fitted))))
+
+    def self_influence(self) -> Values:
+        """Mean of each model's."""
+        each = [one.self_influence().dataset for one in self.fitted]
+        mean = functools.reduce(lambda total, one: total + one["value"], each[1:], each[0]["value"]) / len(each)
+        return Values(each[0][["value"]].assign(value=mean).assign_attrs(_named(each[0].attrs, len(each))))
+
+
+def together(fitted: Sequence[FittedGradients]) -> FittedGradients:
+    """One, whose members are all, each with its share of the mean."""
+    first, count = fitted[0], len(fitted)
+    return replace(
+        first,
+        method=f"{first.method}, mean of {count} models",
+        settings={**first.settings, "models": count},
+        members=[replace(m, weight=m.weight / count) for each in fitted for m in each.members],
+        seconds=sum(each.seconds for each in fitted),
+    )
+
+
+def _named(attributes: Mapping[str, Any], count: int) -> dict[str, Any]:
+    return {"method": f"{attributes['method']}, mean of {count} models", "models": count}
+
+
+def _with_weights(task: Task, checkpoint: str | Path | Mapping[str, Any]) -> Task:
+    net = copy.deepcopy(task.net)
+    try:
+        net.load_state_dict(checkpoint if isinstance(checkpoint, Mapping) else read_state(checkpoint))
+    except RuntimeError as e:
+        raise InputError(
+            f"a checkpoint that does not fit the model ({e})", "the model's own state dict", "check it"
+        ) from e
+    return replace(task, model=net)
