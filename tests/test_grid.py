@@ -41,7 +41,7 @@ def test_numbers_off_the_grid_have_none():
     assert grid.levels(off) is None and grid.levels(x * 2) is None
     late = x.clone()
     late[-1, -1] += 0.002  # beyond the numbers that the grid is found from
-    assert Grid.of(late) is None
+    assert Grid.of(late).levels(late) is None
 
 
 def test_scores_are_the_same_with_and_without_a_grid_and_where_only_some_examples_lie_on_it():

@@ -20,6 +20,9 @@ from proponent.capture.products import add_times, times
 CHUNK = 2**24
 """Numbers that a product may hold beside its operands: 64 MiB in float32."""
 
+PRODUCTS = 2**19
+"""Products of pairs made at once where others are multiplied into them: 2 MiB, still in a processor's cache then."""
+
 
 class Block(Protocol):
     """Gradients of b examples for the parameters `names`, in parts of shape (b, P)."""
@@ -93,25 +96,22 @@ class Factors:
         if self.bias:
             out.addmm_(rows[-1], self.g.sum(1).T)
         if self.weight:
-            step = max(1, CHUNK // max(1, self.sizes[0]))
-            for at in range(0, len(self), step):
-                part = slice(at, at + step)
+            for part in pieces(len(self), self.sizes[0], CHUNK):
                 add_times(out[:, part], rows[0], self[part]._weight().flatten(1).T)
 
     def dot(self, other: Factors, out: Tensor) -> None:
         """out (q, b) += products of these q gradients with b others, from the factors alone."""
         (q, t, _), (b, s, _) = self.g.shape, other.g.shape
         if t == s == 1:
-            gg = times(self.g[:, 0], other.g[:, 0].T)
-            if self.weight:
-                aa = times(self.a[:, 0], other.a[:, 0].T)
-                out.addcmul_(aa.add_(1.0) if self.bias else aa, gg)
-            else:
-                out.add_(gg)
+            for part in pieces(b, q, PRODUCTS):
+                gg = times(self.g[:, 0], other.g[part, 0].T)
+                if self.weight:
+                    aa = times(self.a[:, 0], other.a[part, 0].T)
+                    out[:, part].addcmul_(aa.add_(1.0) if self.bias else aa, gg)
+                else:
+                    out[:, part].add_(gg)
             return
-        step = max(1, CHUNK // max(1, t * b * s))
-        for at in range(0, q, step):
-            part = slice(at, at + step)
+        for part in pieces(q, t * b * s, CHUNK):
             products = times(self.g[part].flatten(0, 1), other.g.flatten(0, 1).T)
             if self.weight:
                 aa = times(self.a[part].flatten(0, 1), other.a.flatten(0, 1).T)
@@ -188,9 +188,7 @@ class Lookup:
         kept = seen[seen >= 0]
         few = replace(self, tokens=place - (len(seen) - len(kept)), vocabulary=len(kept))
         theirs = rows[0].unflatten(1, (self.vocabulary, -1))[:, kept].flatten(1)
-        step = max(1, CHUNK // max(1, few.sizes[0]))
-        for at in range(0, len(self), step):
-            part = slice(at, at + step)
+        for part in pieces(len(self), few.sizes[0], CHUNK):
             add_times(out[:, part], theirs, few[part].rows()[0].T)
 
     def norm2(self) -> Tensor:
@@ -231,6 +229,16 @@ class Dense:
 
     def __getitem__(self, at: slice) -> Dense:
         return replace(self, parts=tuple(p[at] for p in self.parts))
+
+
+def pieces(examples: int, each: int, numbers: int) -> list[slice]:
+    """Slices of a batch that hold at most so many numbers, where an example takes `each`, or one example.
+
+    >>> pieces(5, 3, 7)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, numbers // max(1, each))
+    return [slice(at, min(at + step, examples)) for at in range(0, examples, step)]
 
 
 def concatenate(blocks: Sequence[Any]) -> Any:

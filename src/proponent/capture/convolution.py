@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from proponent.capture.blocks import CHUNK, Block, Dense, Factors
+from proponent.capture.blocks import CHUNK, Block, Dense, Factors, pieces
 from proponent.capture.call import Call
 from proponent.capture.products import add_times
 
@@ -59,9 +59,7 @@ class Convolution:
         return weight + ((self.g.flatten(2).sum(2),) if self.bias else ())
 
     def against(self, rows: Any, out: Tensor) -> None:
-        step = max(1, CHUNK // max(1, sum(self.sizes)))
-        for at in range(0, len(self), step):
-            part = slice(at, at + step)
+        for part in pieces(len(self), sum(self.sizes), CHUNK):
             for theirs, ours in zip(rows, self[part].rows(), strict=True):
                 add_times(out[:, part], theirs, ours.T)
 
@@ -132,7 +130,7 @@ def _weight_rows(
 ) -> Tensor:
     """(b, O·C/groups·k): examples laid side by side as groups of one convolution, whose weight gradient is all of theirs."""
     b, c, o = len(x), x.shape[1] // groups, g.shape[1]
-    like = x.new_empty(1).expand(b * o, c, *kernel)
+    like = x.new_empty(b * o, c, *kernel)  # only its shape is looked at; an expanded one would be copied
     none = [0] * len(kernel)
     own = torch.ops.aten.convolution_backward(
         _side_by_side(g),

@@ -16,7 +16,7 @@ from proponent.capture.blocks import Block, Dense, Factors, Lookup
 from proponent.capture.call import Call
 from proponent.capture.generic import generic
 from proponent.capture.layers import linear
-from proponent.capture.one_by_one import one, one_by_one
+from proponent.capture.one_by_one import alone, one, one_by_one
 from proponent.capture.products import fast_products
 from proponent.capture.record import Heard, Layout, Recorder, batch_first, find_layouts
 from proponent.capture.units import Unit, tied, units
@@ -64,13 +64,13 @@ class Capture:
             UnsupportedModel: an example's loss depends on the other examples of its batch.
         """
         made = tuple(units(task.net, task.selected()))
-        pair = _finite_pair(rows, task)
+        pair = few(rows, 2, task)
         try:
-            layouts, copied = _trace(task, made, rows)
+            layouts, copied, finite = _trace(task, made, pair, few(rows, 3, task))
         except (RuntimeError, ValueError):  # the model's path depends on the data: nothing is heard
             return cls(task, (), {}, whole=frozenset(task.selected()))
         found = cls(task, made, layouts, copied, frozenset(), frozenset(tied(list(made))))
-        return found._without(found.disagreements(pair))
+        return found._without(found.disagreements(pair if finite else _finite_pair(rows, task)))
 
     def gradients(self, batch: Any, of: Callable[[Any], Tensor]) -> tuple[Tensor, dict[str, Block]]:
         """Losses or measurements of a batch, (b,), and their gradients by block.
@@ -123,9 +123,8 @@ class Capture:
     def disagreements(self, batch: Any) -> dict[str, float]:
         """Each parameter's relative error against autograd one by one, in the norm over the batch."""
         values, blocks = self.gradients(batch, self.task.losses)
-        truth = one_by_one(self.task, self.task.selected(), batch, self.task.losses)
-        alone = torch.cat([self.task.losses(one(batch, i)) for i in range(length(batch))])
-        _require_independence(values, alone)
+        each, truth = alone(self.task, self.task.selected(), batch, self.task.losses)
+        _require_independence(values, each)
         found: dict[str, Tensor] = {name: torch.zeros_like(rows) for name, rows in truth.items()}
         for block in blocks.values():
             for name, part in zip(block.names, block.rows(), strict=True):
@@ -156,15 +155,18 @@ class Capture:
         return _untied(made, self.tied) if self.tied else made
 
 
-def _trace(task: Task, made: tuple[Unit, ...], rows: Rows) -> tuple[dict[tuple[str, int], Layout], frozenset[str]]:
-    """Two forward passes, of two and of three examples."""
-    passes = []
-    for size in (2, 3):
-        recorder = Recorder(made, {}, size)
+def _trace(
+    task: Task, made: tuple[Unit, ...], two: Any, three: Any
+) -> tuple[dict[tuple[str, int], Layout], frozenset[str], bool]:
+    """Two forward passes, of two and of three examples; and whether the two have finite losses."""
+    passes, losses = [], []
+    for batch in (two, three):
+        recorder = Recorder(made, {}, length(batch))
         with torch.enable_grad(), recorder.listening():
-            task.losses(few(rows, size, task))
+            losses.append(task.losses(batch))
         passes.append(recorder)
-    return find_layouts(*passes), frozenset(c.unit.name for c in passes[0].calls if c.changed())
+    changed = frozenset(c.unit.name for c in passes[0].calls if c.changed())
+    return find_layouts(*passes), changed, bool(losses[0].isfinite().all())
 
 
 def few(rows: Rows, size: int, task: Task) -> Any:
@@ -177,14 +179,10 @@ def few(rows: Rows, size: int, task: Task) -> Any:
 
 def _finite_pair(rows: Rows, task: Task) -> Any:
     """The first two examples with a finite loss, to compare gradients on; the first two where there are no such."""
-    pair = few(rows, 2, task)
     with torch.no_grad():
-        if bool(task.losses(pair).isfinite().all()):
-            return pair
         batch = few(rows, min(len(rows), SEARCHED), task)
         found = task.losses(batch).isfinite().nonzero().flatten().tolist()[:2]
-    if not found:
-        return pair
+    found = found or [0, -1 + min(2, length(batch))]
     return tree_map(_append(1), one(batch, found[0]), one(batch, found[-1]))
 
 

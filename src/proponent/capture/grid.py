@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 256
-SAMPLE = 2**14
+SAMPLE = 2**13
 """Numbers that the grid is found from; all others are checked."""
 
 OFF_GRID = 1e-4
@@ -34,7 +34,7 @@ class Grid:
 
     @classmethod
     def of(cls, a: Tensor) -> Grid | None:
-        """The grid that all of these numbers (b, I) lie on, if there is one."""
+        """The grid that the first of these numbers (b, I) lie on, if there is one."""
         if a.shape[1] < WORTHWHILE or a.dtype != torch.float32 or a.device.type != "cpu" or not exact_products():
             return None
         levels = a[: max(1, SAMPLE // a.shape[1])].flatten().unique()
@@ -47,8 +47,7 @@ class Grid:
         if steps >= LEVELS:
             return None
         step = (last - first) / steps
-        found = cls(first + 128 * step, step)
-        return found if found.levels(a) is not None else None
+        return cls(first + 128 * step, step)
 
     def levels(self, a: Tensor) -> Levels | None:
         """The numbers' levels; None where one of them is off the grid."""

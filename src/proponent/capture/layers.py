@@ -79,11 +79,13 @@ def group_norm(call: Call) -> list[Block]:
 def batch_norm(call: Call) -> list[Block]:
     """y = w ∘ (x − running mean)/√(running var + ε) + b, per channel."""
     module: Any = call.module
-    x, g = call.args[0], call.grad
-    mean, deviation = module.running_mean.to(x), (module.running_var.to(x) + module.eps).sqrt()
-    # Σ g (x − mean)/deviation, with one pass over the positions instead of three.
-    weight = lambda: (_per_channel(g * x) - mean * _per_channel(g)) / deviation  # noqa: E731
-    return _dense(call, {"weight": weight, "bias": lambda: _per_channel(g)})
+    (b, c), x, g = call.grad.shape[:2], call.args[0], call.grad
+    wanted = [False, "weight" in call.wanted, "bias" in call.wanted]
+    # Examples laid side by side as channels of one: sums over positions are then all that is summed.
+    mean, variance = (s.to(x).repeat(b) for s in (module.running_mean, module.running_var))
+    x, g = (t.reshape(1, b * c, -1) for t in (x, g))
+    made = torch.ops.aten.native_batch_norm_backward(g, x, None, mean, variance, None, None, False, module.eps, wanted)
+    return _dense(call, {name: lambda t=t: t.view(b, c) for name, t in zip(("weight", "bias"), made[1:], strict=True)})
 
 
 def instance_norm(call: Call) -> list[Block]:

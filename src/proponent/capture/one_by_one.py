@@ -14,7 +14,14 @@ from proponent.task import Task
 
 
 def one_by_one(task: Task, names: Iterable[str], batch: Any, of: Callable[[Any], Tensor]) -> dict[str, Tensor]:
-    """∂ of(example)/∂parameter, (b, P) for each name, through the whole model.
+    """∂ of(example)/∂parameter, (b, P) for each name, through the whole model: `alone` without the values."""
+    return alone(task, names, batch, of)[1]
+
+
+def alone(
+    task: Task, names: Iterable[str], batch: Any, of: Callable[[Any], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """of(example), (b,), each by itself, and ∂ of(example)/∂parameter, (b, P) for each name, through the whole model.
 
     Args:
         task: whose model is differentiated; its parameters' requires_grad is put back afterwards.
@@ -25,6 +32,7 @@ def one_by_one(task: Task, names: Iterable[str], batch: Any, of: Callable[[Any],
     chosen = {name: task.selected()[name] for name in names}
     flags = {p: p.requires_grad for p in chosen.values()}
     rows: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    values = []
     try:
         for p in flags:
             p.requires_grad_(True)
@@ -32,12 +40,13 @@ def one_by_one(task: Task, names: Iterable[str], batch: Any, of: Callable[[Any],
             with torch.enable_grad():
                 value = of(one(batch, i)).sum()
                 grads = _grads(value, list(chosen.values()))
+            values.append(value.detach())
             for name, grad in zip(chosen, grads, strict=True):
                 rows[name].append(grad.flatten())
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
-    return {name: torch.stack(parts) for name, parts in rows.items()}
+    return torch.stack(values), {name: torch.stack(parts) for name, parts in rows.items()}
 
 
 def gradient_sum(task: Task, batches: Iterable[Any], of: Callable[[Any], Tensor]) -> dict[str, Tensor]:

@@ -84,6 +84,11 @@ def add_times(out: Tensor, a: Tensor, b: Tensor) -> None:
 class _Fast(TorchDispatchMode):  # type: ignore[misc]
     """Sees every operation of this thread below autograd, and answers the products itself."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's default, True, imports its compiler at the first operation: a second, and some 80 MB."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -41,11 +41,12 @@ class Heard:
 
 
 class _Rooted(torch.autograd.Function):  # type: ignore[misc]
-    """A copy of a tensor that hangs on a root, so that a backward pass reaches it; the copy is no view and no leaf."""
+    """Hangs a tensor on a root, so that a backward pass reaches it; unlike a leaf it may be overwritten later."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, root: Tensor) -> Tensor:
-        return out.clone()
+        ctx.mark_dirty(out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
@@ -101,7 +102,7 @@ class Recorder:
                 if isinstance(leaf, Tensor):
                     leaf = self._spread(leaf) if layout and next(places) is None else leaf
                     if leaf.is_floating_point():
-                        flat[k] = leaf = leaf if leaf.requires_grad else _Rooted.apply(leaf, self._root(leaf))
+                        flat[k] = leaf = leaf if leaf.requires_grad else self._rooted(unit, leaf)
                     outputs.append(leaf)
             keep = _copied if unit.name in self.copied else _detached
             args, kwargs = keep(args), keep(kwargs)
@@ -118,10 +119,13 @@ class Recorder:
 
         return hear
 
-    def _root(self, like: Tensor) -> Tensor:
+    def _rooted(self, unit: Unit, out: Tensor) -> Tensor:
+        """The output itself where it is known to be new; what other modules return may be a weight or their input."""
         if self.root is None:
-            self.root = torch.zeros((), device=like.device, requires_grad=True)
-        return self.root
+            self.root = torch.zeros((), device=out.device, requires_grad=True)
+        own = unit.rule is not None and not out._is_view() and not out.is_inference()
+        rooted: Tensor = _Rooted.apply(out if own else out.clone(), self.root)
+        return rooted
 
     def _spread(self, leaf: Tensor) -> Tensor:
         """What all examples share, once for each: only then has each its own gradient."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from proponent.capture.blocks import Block, Factors, ghost_is_cheaper
+from proponent.capture.blocks import PRODUCTS, Block, Dense, Factors, ghost_is_cheaper, pieces
 from proponent.capture.grid import Grid, Levels
 from proponent.capture.products import times
 from proponent.curvature.queries import Meter, Prepared, Queries, Summed
@@ -55,7 +55,9 @@ class Identity:
             grid = Grid.of(query.a[:, 0])
             if grid is not None and (levels := grid.levels(query.a[:, 0])) is not None:
                 return OnGrid(query, levels)
-        return Plain(query)
+        if isinstance(query, Factors) and ghost_is_cheaper(query, query):
+            return Plain(query)
+        return Plain(Dense(query.names, query.rows()))  # the factors are not needed any more
 
     def norm2(self, name: str, block: Block) -> Tensor:
         return block.norm2()
@@ -84,11 +86,15 @@ class OnGrid:
     levels: Levels
 
     def add(self, block: Block, out: Tensor) -> None:
-        levels = None
-        if isinstance(block, Factors) and block.positions == 1 and block.weight:
-            levels = self.levels.grid.levels(block.a[:, 0])
+        if not (isinstance(block, Factors) and block.positions == 1 and block.weight):
+            Plain(self.query).add(block, out)
+            return
+        for part in pieces(len(block), max(len(self.query), block.sides[0]), PRODUCTS):
+            self._add(block[part], out[:, part])
+
+    def _add(self, block: Factors, out: Tensor) -> None:
+        levels = self.levels.grid.levels(block.a[:, 0])
         if levels is None:
             Plain(self.query).add(block, out)
             return
-        assert isinstance(block, Factors)
         out.addcmul_(self.levels.dot(levels, float(block.bias)), times(self.query.g[:, 0], block.g[:, 0].T))
