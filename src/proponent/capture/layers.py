@@ -84,8 +84,10 @@ def batch_norm(call: Call) -> list[Block]:
     # Examples laid side by side as channels of one: sums over positions are then all that is summed.
     mean, variance = (s.to(x).repeat(b) for s in (module.running_mean, module.running_var))
     x, g = (t.reshape(1, b * c, -1) for t in (x, g))
-    made = torch.ops.aten.native_batch_norm_backward(g, x, None, mean, variance, None, None, False, module.eps, wanted)
-    return _dense(call, {name: lambda t=t: t.view(b, c) for name, t in zip(("weight", "bias"), made[1:], strict=True)})
+    _, weight, bias = torch.ops.aten.native_batch_norm_backward(
+        g, x, None, mean, variance, None, None, False, module.eps, wanted
+    )
+    return _dense(call, {"weight": lambda: weight.view(b, c), "bias": lambda: bias.view(b, c)})
 
 
 def instance_norm(call: Call) -> list[Block]:

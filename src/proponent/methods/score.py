@@ -29,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 CACHED = 2**24
 """Bytes of layer inputs and output gradients that a batch holds, so that most of them stay in a processor's cache."""
 
-MEMORY = 2**28
+MEMORY = 2**27
 """Bytes of these that a batch may hold so as to have FEW examples: products of fewer are slow."""
 
 FEW = 64
