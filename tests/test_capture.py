@@ -156,3 +156,34 @@ def test_products_from_factors_rows_forward_mode_and_one_by_one_are_the_same(nam
     assert np.abs(forward.numpy() - want[0]).max() < 1e-10 * scale
     selfs = pp.GradDot().fit(task, rows).self_influence().value
     assert np.abs(selfs - want.diagonal()).max() < 1e-10 * scale
+
+
+class Aliased(nn.Module):
+    """The first layer's output is used twice, overwritten in between, and seen by a module that returns its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shift, self.last = nn.Linear(3, 5), Shift(5), nn.Linear(10, 2)
+
+    def forward(self, x):
+        before = self.first(x)
+        kept = before.clone()
+        before.mul_(2)
+        return self.last(torch.cat([self.shift(before), kept], 1))
+
+
+class Shift(nn.Module):
+    """Returns its input itself, overwritten."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.by = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x):
+        return x.add_(self.by)
+
+
+def test_an_output_that_is_overwritten_and_returned_again_is_right():
+    torch.manual_seed(0)
+    check = pp.check_capture(pp.Task(Aliased()), (torch.randn(6, 3), torch.randint(2, (6,))))
+    assert check.passed, check

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,3 +63,13 @@ def test_other_precisions_are_left_alone(dtype):
     with fast_products():
         assert torch.equal(a @ a, torch.full_like(a, 200))
     assert torch.equal(times(a, a), torch.full_like(a, 200))
+
+
+def test_no_compiler_is_imported_for_the_faster_products():
+    script = (
+        "import sys, torch, proponent as pp\n"
+        "data = torch.randn(600, 300), torch.randint(10, (600,))\n"
+        "pp.GradDot().fit(pp.Task(torch.nn.Linear(300, 10)), data).score(data)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -84,8 +84,9 @@ def batch_norm(call: Call) -> list[Block]:
     # Examples laid side by side as channels of one: sums over positions are then all that is summed.
     mean, variance = (s.to(x).repeat(b) for s in (module.running_mean, module.running_var))
     x, g = (t.reshape(1, b * c, -1) for t in (x, g))
+    unsaved = x.new_empty(0)  # statistics of the batch itself, which is not looked at
     _, weight, bias = torch.ops.aten.native_batch_norm_backward(
-        g, x, None, mean, variance, None, None, False, module.eps, wanted
+        g, x, None, mean, variance, unsaved, unsaved, False, module.eps, wanted
     )
     return _dense(call, {"weight": lambda: weight.view(b, c), "bias": lambda: bias.view(b, c)})
 
