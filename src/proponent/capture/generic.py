@@ -111,7 +111,8 @@ def _one_by_one(again: _Again) -> dict[str, Tensor]:
         for p in chosen:
             p.requires_grad_(True)
         for i in range(again.examples):
-            own = [x if d is None else x[i] for x, d in zip(inputs, again.layout.inputs, strict=True)]
+            # Copies, because the module may overwrite its inputs.
+            own = [(x if d is None else x[i]).clone() for x, d in zip(inputs, again.layout.inputs, strict=True)]
             with torch.enable_grad():
                 made = again.outputs(module, own)
             live = [(o, g[i].reshape(o.shape).to(o.dtype)) for g, o in zip(grads, made, strict=True) if o.requires_grad]
