@@ -11,7 +11,7 @@ from torch import Tensor
 from proponent.capture.blocks import Block, Factors, ghost_is_cheaper
 from proponent.capture.grid import Grid, Levels
 from proponent.capture.products import times
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed
+from proponent.curvature.queries import Meter, Prepared, Queries, Summed, by_parameter
 
 
 class Metric(Protocol):
@@ -27,6 +27,10 @@ class Metric(Protocol):
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
         """Gradients of q queries, by block, multiplied by P; see `Queries`."""
+        ...
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        """P g of q gradients as (q, P) by parameter, without any shortcut."""
         ...
 
     def meter(self, zeros: Tensor) -> Meter:
@@ -56,6 +60,9 @@ class Identity:
             if grid is not None and (levels := grid.levels(query.a[:, 0])) is not None:
                 return OnGrid(query, levels)
         return Plain(query)
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        return by_parameter(blocks, lambda name, block: block.rows())
 
     def norm2(self, name: str, block: Block) -> Tensor:
         return block.norm2()
