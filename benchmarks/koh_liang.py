@@ -56,12 +56,13 @@ class Compared:
 
     @property
     def r(self) -> float:
-        return float(np.corrcoef(self.predicted, self.actual)[0, 1])
+        """NaN where all predictions are one number."""
+        return float(np.corrcoef(self.predicted, self.actual)[0, 1]) if np.ptp(self.predicted) else np.nan
 
     @property
     def slope(self) -> float:
         """Of the actual change over the predicted one."""
-        return float(np.polyfit(self.predicted, self.actual, 1)[0])
+        return float(np.polyfit(self.predicted, self.actual, 1)[0]) if np.ptp(self.predicted) else np.nan
 
     def row(self) -> str:
         spread = np.sqrt(np.mean((self.predicted - self.actual) ** 2)) / self.actual.std()

@@ -258,5 +258,8 @@ def test_mistakes_are_told(words, of):
         pp.GradDot().fit(pp.Task(model), train).perturbation(train, rows=[0], of=of)
     with pytest.raises(pp.InputError, match="of cosines"):
         pp.GradCos().fit(pp.Task(model), train).perturbation(train, rows=[0], of="table")
+    with pytest.raises(pp.InputError, match="of cosines"):
+        layered = pp.GAS([model.state_dict()], [1.0], by_layer=True)
+        layered.fit(pp.Task(model), train).perturbation(train, rows=[0], of="table")
     with pytest.raises(pp.InputError, match="no training example 9"):
         pp.GradDot().fit(pp.Task(model), train).perturbation(train, rows=[9], of="table")
