@@ -21,6 +21,7 @@ SCRIPTS = (
     "removal.py",
     "kill_audit.py",
     "memorization.py",
+    "koh_liang.py",
     "data_cleaning.py",
     "stacked_training.py",
     "shapley_speed.py",

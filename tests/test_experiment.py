@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import re
@@ -28,6 +29,8 @@ from proponent.experiment.load import load
 from proponent.experiment.settings import Settings
 from proponent.experiment.survey import largest, survey
 from proponent.methods import auto
+from proponent.report.png import png
+from proponent.report.saliency import beside, colours
 from proponent.store.matrix import MatrixStore
 
 TASK = """
@@ -258,6 +261,40 @@ def test_the_largest_self_influence_comes_first() -> None:
     table = pd.read_csv("runs/exp/self_influence.csv")
     assert len(table) == 40 and table["value"].is_monotonic_decreasing and (table["value"] >= 0).all()
     assert "Self-influence" in Path("runs/exp/report.html").read_text()
+
+
+def test_the_strongest_proponent_is_shown_pixel_by_pixel(tmp_path: Path) -> None:
+    write(TASK + "\ndef image_shape():\n    return 4, 4\n")
+    seen(run("attribute", "exp.py", "--method", "graddot", "--saliency"))
+    page = Path("runs/exp/report.html").read_text()
+    first = pd.read_csv("runs/exp/top.csv").query("query == 2 and side == 'proponent'")["id"].iloc[0]
+    assert page.count('<figure class="saliency">') == 4
+    assert f"slopes of the score over the pixels of training example {first}" in page
+    experiment = load("exp.py")
+    slopes = proponent.GradDot().fit(experiment.subject, experiment.train).perturbation(experiment.query, [first])
+    drawn = colours(slopes.values[2, 0].reshape(4, 4))
+    assert base64.b64encode(png(drawn)).decode() in page
+    write(TASK)
+    assert "define image_shape()" in told(run("attribute", "exp.py", "--method", "graddot", "--saliency", "--out", "b"))
+    write(RECIPE)
+    assert "leave out --saliency" in told(run("attribute", "exp.py", "--saliency", "--out", "c"))
+
+
+def test_colours_are_centred_at_zero_and_channels_add_up() -> None:
+    slopes = np.array([[0.0, 1.0], [-2.0, 0.5]])
+    made = colours(slopes).astype(int)
+    assert made[0, 0].tolist() == [255] * 3 and made[1, 0].tolist() == [179, 67, 27]
+    assert made[0, 1].tolist() == [143, 188, 182]  # half the largest: half way from white to green
+    three = np.stack([slopes, 2 * slopes, -slopes])
+    np.testing.assert_array_equal(colours(three), colours(np.moveaxis(three, 0, 2)))
+    np.testing.assert_array_equal(colours(three), made)
+    both = beside(np.full((2, 2), 7, np.uint8), slopes)
+    assert (both[:, :2] == 7).all() and (both[:, 3:] == made).all()
+    with pytest.raises(InputError, match="for an image of"):
+        beside(np.zeros((3, 2), np.uint8), slopes)
+    with pytest.raises(InputError, match="not finite"):
+        colours(np.array([[np.nan]]))
+    assert not colours(np.zeros((2, 2))).min() < 255
 
 
 @pytest.mark.parametrize(

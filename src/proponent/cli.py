@@ -127,6 +127,9 @@ def attribute(
     self_influence: Annotated[
         bool, typer.Option("--self-influence", help="Each training example's influence on itself, too.")
     ] = False,
+    saliency: Annotated[
+        bool, typer.Option("--saliency", help="How each query's score changes with its strongest proponent's pixels.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a loss or gradient that is not finite; else it is set aside.")
     ] = False,
@@ -158,6 +161,7 @@ def attribute(
             batch_size,
             top,
             self_influence,
+            saliency,
             strict,
         )
 

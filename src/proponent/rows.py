@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from proponent.errors import InputError
+from proponent.errors import InputError, did_you_mean
 from proponent.store.fingerprint import fingerprint
 
 
@@ -79,6 +80,19 @@ class Rows:
         return replace(
             self, take=lambda a, b: self.take(first + a, min(first + b, last)), ids=self.ids[at], labels=labels
         )
+
+    def positions(self, ids: Sequence[Any]) -> list[int]:
+        """Where these ids stand.
+
+        Raises:
+            InputError: an unknown id.
+        """
+        at = {id: k for k, id in enumerate(self.ids.tolist())}
+        for id in ids:
+            if id not in at:
+                few = list(map(str, itertools.islice(at, 1000)))
+                raise InputError(f"no training example {id!r}", "the id of one", did_you_mean(str(id), few))
+        return [at[id] for id in ids]
 
     def batch(self, at: slice, device: Any, dtype: torch.dtype | None = None) -> Any:
         """Some of the examples on the device; floating inputs in `dtype`."""

@@ -30,9 +30,11 @@ class HarmonicMean:
     vectors: int = 3
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
+        return Directed({}, count, finite, layers, None, self.directions(blocks))
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
         own = self.operator.coordinates
-        found = self._solve(own.of_blocks(blocks, self.operator.capture.task.precision))
-        return Directed({}, count, finite, layers, None, own.split(found.x))
+        return own.split(self._solve(own.of_blocks(blocks, self.operator.capture.task.precision)).x)
 
     def meter(self, zeros: Tensor) -> Meter:
         task = self.operator.capture.task

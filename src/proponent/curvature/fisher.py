@@ -14,7 +14,7 @@ from proponent.curvature import diagonal
 from proponent.curvature.damping import Damping
 from proponent.curvature.expansion import Expansion
 from proponent.curvature.preconditioned import LowRank, PreparedRows, Terms
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed
+from proponent.curvature.queries import Meter, Prepared, Queries, Summed, by_parameter
 from proponent.curvature.spectrum import Spectrum
 
 
@@ -73,21 +73,32 @@ class InverseFisher:
         return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
-        if name not in self.spectrum.bases:
-            return PreparedRows([r * w for r, w in zip(query.rows(), self._inverse(name, query), strict=True)])
-        basis = self.spectrum.bases[name]
-        if name in self.expansions and isinstance(query, Factors) and query.positions == 1:
+        basis = self.spectrum.bases.get(name)
+        if basis is None:
+            return PreparedRows(self._rows(name, query))
+        one_position = isinstance(query, Factors) and query.positions == 1
+        if name in self.expansions and isinstance(query, Factors) and one_position:
             return Terms.of(query, basis, self.expansions[name])
+        if self.rank is not None and self.rank < min(basis.products.shape) and not one_position:
+            return LowRank.of(self._matrices(name, query), self.rank)
+        return PreparedRows(self._rows(name, query))
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        return by_parameter(blocks, self._rows)
+
+    def _rows(self, name: str, query: Block) -> tuple[Tensor, ...]:
+        """(q, P) for each part of the block, without any shortcut."""
+        if name not in self.spectrum.bases:
+            return tuple(r * w for r, w in zip(query.rows(), self._inverse(name, query), strict=True))
+        return self.spectrum.bases[name].rows(self._matrices(name, query), bias=len(query.sizes) > 1)
+
+    def _matrices(self, name: str, query: Block) -> Tensor:
+        """(q, O, I′): a layer's preconditioned gradients."""
+        basis = self.spectrum.bases[name]
         made = torch.empty(len(query), *basis.products.shape, dtype=basis.sigma.dtype, device=basis.sigma.device)
         for at, turned in basis.rotated(query):
             made[at] = basis.back(turned.mul_(self.inverse[name][0]))
-        if (
-            self.rank is not None
-            and self.rank < min(made.shape[1:])
-            and (not isinstance(query, Factors) or query.positions > 1)
-        ):
-            return LowRank.of(made, self.rank)
-        return PreparedRows(basis.rows(made, bias=len(query.sizes) > 1))
+        return made
 
     def norm2(self, name: str, block: Block) -> Tensor:
         if name in self.spectrum.bases:

@@ -20,7 +20,8 @@ from proponent.capture.blocks import Block, Factors, concatenate
 from proponent.capture.gradients import Capture
 from proponent.curvature.kinds import Kind, targets
 from proponent.curvature.metric import Identity
-from proponent.curvature.queries import Beside, FewAtOnce, Meter, Mixed, Prepared, Queries
+from proponent.curvature.operators import weighted
+from proponent.curvature.queries import Beside, FewAtOnce, Meter, Mixed, Prepared, Queries, by_parameter
 from proponent.errors import InputError, UnsupportedModel
 from proponent.progress import track
 from proponent.rows import Rows
@@ -116,6 +117,15 @@ class DualMetric:
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
         return DualPath((self,)).queries(blocks, count, finite, layers)
 
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        made = Identity().directions(blocks)
+        first = next(iter(made.values()))
+        met = self.rows.against(blocks, len(first), first)
+        weights = torch.cholesky_solve(met.double(), self.lower).T.to(first)
+        for name, drawn in by_parameter(self.rows.blocks, lambda _, block: weighted(block, weights)).items():
+            made[name] = made[name] - drawn if name in made else -drawn
+        return {name: rows / self.damping for name, rows in made.items()}
+
     def meter(self, zeros: Tensor) -> Meter:
         return DualNorms(self, zeros, zeros.new_zeros(self.rows.count, len(zeros)))
 
@@ -149,6 +159,9 @@ class DualPath:
         }
         many = len(self.duals)
         return Mixed(both, many * count, finite.repeat(many), layers, None, mix)
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        raise InputError("directions at several dampings", "one damping", "choose one")
 
     def meter(self, zeros: Tensor) -> Meter:
         raise InputError("squared norms at several dampings", "one damping", "choose one")

@@ -11,7 +11,7 @@ from torch import Tensor
 from proponent.capture.blocks import PRODUCTS, Block, Dense, Factors, ghost_is_cheaper, pieces
 from proponent.capture.grid import Grid, Levels
 from proponent.capture.products import times
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed
+from proponent.curvature.queries import Meter, Prepared, Queries, Summed, by_parameter
 
 
 class Metric(Protocol):
@@ -27,6 +27,10 @@ class Metric(Protocol):
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
         """Gradients of q queries, by block, multiplied by P; see `Queries`."""
+        ...
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        """P g of q gradients as (q, P) by parameter, without any shortcut."""
         ...
 
     def meter(self, zeros: Tensor) -> Meter:
@@ -58,6 +62,9 @@ class Identity:
         if isinstance(query, Factors) and ghost_is_cheaper(query, query):
             return Plain(query)
         return Plain(Dense(query.names, query.rows()))  # the factors are not needed any more
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        return by_parameter(blocks, lambda name, block: block.rows())
 
     def norm2(self, name: str, block: Block) -> Tensor:
         return block.norm2()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -143,6 +143,19 @@ class Summed:
 
     def total(self) -> Tensor:
         return self.out
+
+
+def by_parameter(blocks: Mapping[str, Block], rows: Callable[[str, Block], Sequence[Tensor]]) -> dict[str, Tensor]:
+    """(q, P) by parameter; those of blocks that share a parameter are added up.
+
+    Args:
+        rows: (name of a block, block) → (q, P) for each part of the block.
+    """
+    made: dict[str, Tensor] = {}
+    for key, block in blocks.items():
+        for name, part in zip(block.names, rows(key, block), strict=True):
+            made[name] = made[name] + part if name in made else part
+    return made
 
 
 def with_layers(queries: Queries, layers: tuple[str, ...]) -> Queries:

@@ -36,6 +36,9 @@ class Solved:
         found = self.solve(self.coordinates.of_blocks(blocks, self.precision))
         return Directed({}, count, finite, layers, found.residual, self.coordinates.split(found.x))
 
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        return self.coordinates.split(self.solve(self.coordinates.of_blocks(blocks, self.precision)).x)
+
     def meter(self, zeros: Tensor) -> Meter:
         return Gathered(self, zeros)
 

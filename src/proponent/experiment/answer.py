@@ -31,6 +31,7 @@ class Explained:
     Args:
         predicted: the model's class, or nothing where it has none.
         measured: the measurement in words, such as "loss 1.93", or nothing.
+        slopes: of the score over the pixels of the strongest proponent; None where they were not asked for.
     """
 
     query: str
@@ -40,6 +41,7 @@ class Explained:
     shown: Description
     proponents: tuple[Neighbour, ...]
     opponents: tuple[Neighbour, ...]
+    slopes: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from proponent.attribution import Attribution
+from proponent.experiment.again import Slopes
 from proponent.experiment.answer import Explained, Neighbour
 from proponent.experiment.describe import Describer, Split
 from proponent.experiment.load import Experiment, blaming
@@ -27,20 +28,20 @@ def describer_of(experiment: Experiment, rows: dict[Split, Any], scores: Attribu
 
 
 def explained(
-    experiment: Experiment, scores: Attribution, found: Survey, describer: Describer
+    experiment: Experiment, scores: Attribution, found: Survey, describer: Describer, slopes: Slopes | None = None
 ) -> tuple[Explained, ...]:
-    """The first queries, each with its strongest examples on both sides."""
+    """The first queries, each with its strongest examples on both sides, and the slopes over the first proponent."""
     ids = scores.dataset["query"].to_numpy()[:EXPLAINED]
     predicted, measured = _predictions(experiment, len(ids))
     behind = {key: records(part) for key, part in found.top.groupby(["query", "side"], sort=False)}
     made = []
-    for id, guess, value in zip(ids.tolist(), predicted, measured, strict=True):
-        sides = [
-            tuple(neighbour(record, describer) for record in behind.get((id, side), []))
-            for side in ("proponent", "opponent")
-        ]
+    for at, (id, guess, value) in enumerate(zip(ids.tolist(), predicted, measured, strict=True)):
+        both = [behind.get((id, side), []) for side in ("proponent", "opponent")]
+        proponents, opponents = (tuple(neighbour(record, describer) for record in side) for side in both)
         label = describer.labels["query"].get(id, "")
-        made.append(Explained(str(id), label, guess, value, describer.show("query", id), *sides))
+        shown = describer.show("query", id)
+        over = slopes(at, both[0][0]["id"]) if slopes and both[0] else None
+        made.append(Explained(str(id), label, guess, value, shown, proponents, opponents, over))
     return tuple(made)
 
 

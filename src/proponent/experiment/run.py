@@ -11,12 +11,12 @@ from typing import Any
 import proponent
 from proponent.attribution import Attribution
 from proponent.errors import InputError
+from proponent.experiment.again import fit_again, self_influence, slopes_of
 from proponent.experiment.answer import Answer, Cost
 from proponent.experiment.explain import describer_of, explained, neighbour, records, subject_in_words
 from proponent.experiment.inputs import checkpoint_marks, fingerprints_of, options_of, rows_of, try_out
 from proponent.experiment.load import Experiment, blaming, load
 from proponent.experiment.record import Clock, versions, with_warnings, writing
-from proponent.experiment.self_influence import self_influence
 from proponent.experiment.settings import Settings
 from proponent.experiment.survey import Survey, frequent, survey
 from proponent.experiment.write import write
@@ -63,14 +63,16 @@ def _answer(settings: Settings) -> Answer:
         found = survey(scores, settings.top)
         if settings.strict:
             _require_finite(found)
-    selfs = None
-    if settings.self_influence:
-        say("self-influence")
-        with clock.stage("self-influence"), blaming(experiment.path, "the model"):
-            selfs = self_influence(str(scores.dataset.attrs.get("chosen", "")), experiment, options)
-    with clock.stage("describing examples"):
-        describer = describer_of(experiment, rows, scores)
-        behind = explained(experiment, scores, found, describer)
+    selfs, slopes, describer = None, None, describer_of(experiment, rows, scores)
+    if settings.self_influence or settings.saliency:
+        asked = "self-influence" if settings.self_influence else "saliency"
+        say(asked)
+        with clock.stage(asked), blaming(experiment.path, "the model"):
+            fitted = fit_again(str(scores.dataset.attrs.get("chosen", "")), experiment, options, asked)
+            selfs = self_influence(fitted) if settings.self_influence else None
+            slopes = slopes_of(fitted, experiment.query, describer.image_shape) if settings.saliency else None
+    with clock.stage("describing examples"), blaming(experiment.path, "the model"):
+        behind = explained(experiment, scores, found, describer, slopes)
         self_shown = () if selfs is None else tuple(neighbour(r, describer, "value") for r in records(selfs, SHOWN))
     attrs = scores.dataset.attrs
     return Answer(

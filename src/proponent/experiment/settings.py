@@ -10,7 +10,7 @@ from typing import Any
 from proponent.errors import InputError
 from proponent.store.config import command_of, from_yaml, to_yaml
 
-PRESENTATION = ("out", "top", "self_influence", "strict")
+PRESENTATION = ("out", "top", "self_influence", "saliency", "strict")
 """Settings that decide no score: they may change when a run goes on."""
 
 POSITIVE = ("learning_rate", "batch_size", "top")
@@ -35,6 +35,7 @@ class Settings:
         batch_size: training examples captured at once; found from their size by default.
         top: proponents and opponents of each query that are listed.
         self_influence: whether each training example's influence on itself is computed too.
+        saliency: whether each query's strongest proponent, a picture, is shown with how the score changes with its pixels.
         strict: stop where a loss or a gradient is not finite, rather than set the example aside.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     batch_size: int | None = None
     top: int = 10
     self_influence: bool = False
+    saliency: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:

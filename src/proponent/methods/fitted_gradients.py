@@ -21,6 +21,7 @@ from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature.metric import Metric
 from proponent.errors import InputError, ProponentWarning, did_you_mean
+from proponent.methods.perturbation import perturbation
 from proponent.methods.score import (
     Norms,
     Sizes,
@@ -156,12 +157,7 @@ class FittedGradients:
             InputError: an unknown id, no layer with positions, or scores that are not sums.
         """
         self._require_sums("positions", "score(query)")
-        queries, ids = Rows.of(query), self.train.ids.tolist()
-        if train not in ids:
-            raise InputError(
-                f"no training example {train!r}", "the id of one", did_you_mean(str(train), map(str, ids[:1000]))
-            )
-        at = ids.index(train)
+        queries, (at,) = Rows.of(query), self.train.positions([train])
         share, rest = (np.concatenate(parts) for parts in zip(*self._positions(queries, at), strict=True))
         return xr.DataArray(
             share,
@@ -173,6 +169,38 @@ class FittedGradients:
             },
             attrs={"method": self.method, "unit": self.unit, "train": train},
         )
+
+    def perturbation(self, query: Any, rows: Sequence[Any], of: str | None = None) -> xr.DataArray:
+        """How each query's scores change per unit change of each input number of a training example.
+
+        perturbation[q, i] = ∂score[q, i]/∂x_i = −scale · Σ_members w ∂⟨P ∇m_q, ∇ℓ_i⟩/∂x_i
+
+        Where P is an inverse curvature, this predicts how the query's measurement changes, the model retrained as x_i moves.
+        The picture of it over an image is `proponent.report.saliency.beside`.
+
+        >>> import torch, proponent as pp
+        >>> task = pp.Task(torch.nn.Linear(3, 2), loss="cross_entropy")
+        >>> train = torch.randn(6, 3), torch.randint(2, (6,))
+        >>> pp.GradDot().fit(task, train).perturbation(train, rows=[4]).dims
+        ('query', 'train', 'feature')
+
+        Args:
+            query: queries, in the same form as the training examples.
+            rows: ids of the training examples.
+            of: x is the output of the module of this name, such as an embedding of tokens; the first input of floating
+                point where None.
+
+        Returns:
+            dims (query, train, then x's own): feature; channel, height, width; position, channel; or axis_0, ….
+
+        Raises:
+            InputError: an unknown id or module, inputs that are whole numbers, or scores that are not sums.
+            UnsupportedModel: an operation of the model has no second derivative.
+
+        Source: Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017, equation 5.
+        """
+        self._require_sums("perturbations", "score(query)")
+        return perturbation(self, Rows.of(query), rows, of)
 
     def top(self, query: Any, k: int = 10) -> pd.DataFrame:
         """The k strongest proponents and opponents of each query, without the matrix of scores.
@@ -303,7 +331,7 @@ class FittedGradients:
         capture, batch = member.capture, self._batch()
         scale = self.scale * member.weight
         if self.engine == "jvp":
-            return stream_forward(capture, directions(capture, query, batch), self.train, parts, scale)
+            return stream_forward(capture, directions(capture, member.metric, query, batch), self.train, parts, scale)
         queries = prepare(capture, member.metric, query, batch, layers)
         if queries.residual is not None:
             note(queries.residual)

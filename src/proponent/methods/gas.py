@@ -13,6 +13,7 @@ from torch import Tensor
 from proponent.capture.blocks import Block
 from proponent.curvature.metric import Identity, Metric
 from proponent.curvature.queries import Meter, Prepared, Queries, Summed
+from proponent.errors import InputError
 from proponent.methods.fitted_gradients import FittedGradients
 from proponent.methods.tracin import TracIn
 from proponent.task import Task
@@ -79,6 +80,9 @@ class ByLayer:
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
         return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
+
+    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        raise InputError("a perturbation of cosines", "scores that are sums of inner products", "use TracIn")
 
     def meter(self, zeros: Tensor) -> Meter:
         return Summed(self, zeros)

@@ -40,7 +40,7 @@ QUERY_MEMORY = 2**30
 
 @dataclass(frozen=True)
 class Directions:
-    """Gradients of the measurements of q queries, as directions in which losses are differentiated.
+    """P ∇m_q of q queries, as directions in which losses are differentiated.
 
     Args:
         rows: (q, P) by parameter name.
@@ -57,14 +57,10 @@ def prepare(capture: Capture, metric: Metric, query: Rows, batch: int, layers: t
     return metric.queries(blocks, len(query), finite, layers)
 
 
-def directions(capture: Capture, query: Rows, batch: int) -> Directions:
-    """The query side in forward mode."""
+def directions(capture: Capture, metric: Metric, query: Rows, batch: int) -> Directions:
+    """The query side in the parameters' own layout: P ∇m_q."""
     finite, blocks = _gathered(capture, query, batch)
-    rows: dict[str, Tensor] = {}
-    for block in blocks.values():
-        for name, part in zip(block.names, block.rows(), strict=True):
-            rows[name] = rows[name] + part if name in rows else part
-    return Directions(rows, finite)
+    return Directions(metric.directions(blocks), finite)
 
 
 def layers_of(capture: Capture, query: Rows) -> tuple[str, ...]:

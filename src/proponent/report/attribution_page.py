@@ -11,9 +11,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from proponent.report import plots, words
-from proponent.report.cards import Limits, show
+from proponent.report.cards import Limits, picture_uri, show
 from proponent.report.html import fill, write_fitting
 from proponent.report.plots import meter
+from proponent.report.saliency import by_pixel, colours
 
 if TYPE_CHECKING:
     from proponent.experiment.answer import Answer, Cost, Explained, Neighbour
@@ -103,6 +104,7 @@ def _query(e: Explained, limits: Limits) -> dict[str, Any]:
         "wrong": bool(e.predicted and e.label) and e.predicted != e.label,
         "shown": show(e.shown, "label", limits, name=f"query {words.plain(e.query)}"),
         "pictures": pictures,
+        "saliency": _saliency(e, limits),
         "times": words.times(scale[1]) if scale[1] else "",
         "sides": [
             (name, stance, [_side(n, limits, scale) for n in side])
@@ -111,6 +113,21 @@ def _query(e: Explained, limits: Limits) -> dict[str, Any]:
                 ("Opponents", "lower it", sides[1]),
             )
         ],
+    }
+
+
+def _saliency(e: Explained, limits: Limits) -> dict[str, Any] | None:
+    """The strongest proponent's picture and the colours of its slopes, where they are of one size."""
+    if e.slopes is None or not e.proponents or not np.isfinite(e.slopes).all():
+        return None
+    first, flat = e.proponents[0], by_pixel(e.slopes)
+    if first.shown.image is None or first.shown.image.shape[:2] != flat.shape:
+        return None
+    return {
+        "id": words.plain(first.id),
+        "shown": show(first.shown, "label", limits, name=f"training example {words.plain(first.id)}"),
+        "map": picture_uri(colours(e.slopes), limits),
+        "largest": words.number(float(np.abs(flat).max())),
     }
 
 

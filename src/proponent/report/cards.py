@@ -108,12 +108,16 @@ def show(
     start = text[:teaser].rsplit(" ", 1)[0] if len(text) > teaser + 80 else ""
     uri, height, width = "", 0, 0
     if description.image is not None:
-        pixels = shrink(description.image, limits.pixels)
-        uri = "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+        uri = picture_uri(description.image, limits)
         height, width = description.image.shape[:2]
     truth = label_of(description, label)
     alt = f"{name}, {width} by {height} pixels" + (f", labelled {truth}" if truth else "")
     return Shown(pairs[:UNFOLDED], pairs[UNFOLDED : limits.fields], start, text, left_out, uri, width, height, alt)
+
+
+def picture_uri(pixels: Any, limits: Limits) -> str:
+    """A picture as a data: URI, no larger than the limit."""
+    return "data:image/png;base64," + base64.b64encode(png(shrink(pixels, limits.pixels))).decode()
 
 
 def label_of(description: Description | None, label: str) -> str:
