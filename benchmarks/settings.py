@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import proponent as pp
 import softmax_optimum
-from gradient_cases import cache, digits, perceptron, root
+from gradient_cases import absolute, cache, digits, perceptron, root
 from proponent.evaluate.ceiling import expected_spearman
 from proponent.examples import Examples
 from proponent.retrain.ledger import Ledger
@@ -209,12 +209,6 @@ def linear(module: nn.Module, w: Array) -> nn.Module:
         layer.weight.copy_(torch.from_numpy(w[:, :-1]))
         layer.bias.copy_(torch.from_numpy(w[:, -1]))
     return module.eval()
-
-
-def absolute(model: Any, batch: Any) -> Tensor:
-    """Minus the absolute error."""
-    inputs, targets = batch
-    return -(model(inputs).squeeze(-1) - targets).abs()
 
 
 def _store(module: nn.Module, path: Path) -> None:
