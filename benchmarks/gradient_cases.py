@@ -167,6 +167,12 @@ def perceptron(*widths: int, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(*(m for layer in hidden for m in (layer, nn.ReLU(), *drop())), last)
 
 
+def absolute(model: Any, batch: Any) -> Tensor:
+    """Minus the absolute error."""
+    inputs, targets = batch
+    return -(model(inputs).squeeze(-1) - targets).abs()
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 
 import proponent as pp
 import softmax_optimum
-from gradient_cases import cache, digits, perceptron, root
+from gradient_cases import absolute, cache, digits, perceptron, root
+from proponent.evaluate.ceiling import expected_spearman
 from proponent.examples import Examples
 from proponent.retrain.ledger import Ledger
 from proponent.retrain.run import retrain
@@ -56,6 +57,10 @@ MODEL_SEEDS, TUNING_SEEDS, HALF_SEEDS = 10_000, 20_000, 30_000
 LEFT_OUT = ("sequential", "skipped", "reshuffled", "reshuffled-5")
 """How a row is removed. Sequential: batches are consecutive rows, in every epoch alike, as dattri's are. Skipped: the row has
 weight 0 and all batches stay. Reshuffled: the recipe without it under the same seed, whose order is another one; under 5."""
+
+
+HESSIAN_DAMPING = {"mnist-logistic": 0.03, "mnist-logistic-converged": DECAY}
+"""Of the first the best of .003, .01, .03 and .1 by leave-one-out; of the second the decay that it was trained with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +108,7 @@ class Setting:
 
     def models(self, count: int = 1) -> list[nn.Module]:
         """Models of all training examples, in eval mode, under different seeds."""
-        return self._modules("full", _seeded(_all(count), MODEL_SEEDS))
+        return [self._optimum()] if self.noise_free else self._modules("full", _seeded(_all(count), MODEL_SEEDS))
 
     def half_models(self, count: int = 10) -> list[nn.Module]:
         """Models of random halves (that are in no ledger), in eval mode."""
@@ -147,13 +152,16 @@ class Setting:
             some = drawn.take(missing)
             kept: Any = retrain(self.recipe, self.train, self.query, some, keep_models=True, workers=self.workers)
             for at, model in zip(missing, kept.models, strict=True):
-                unfinished = paths[at].with_suffix(".unfinished")
-                torch.save(self._module(model).state_dict(), unfinished)
-                unfinished.replace(paths[at])
+                _store(model.module(), paths[at])
         return [_loaded(self.make_model(), path) for path in paths]
 
-    def _module(self, model: Any) -> nn.Module:
-        return model.module() if hasattr(model, "module") else linear(self.make_model(), model)
+    def _optimum(self) -> nn.Module:
+        path = self.folder / "models" / "optimum.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (w,) = softmax_optimum.each_left_out(*self.train, self.weight_decay, np.arange(0))
+            _store(linear(self.make_model(), w), path)
+        return _loaded(self.make_model(), path)
 
     def _skipped(self, rows: Array) -> Ledger:
         train, query = (Examples.of(pair) for pair in (self.train, self.query))
@@ -194,19 +202,19 @@ def tensors(pair: Pair) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pair[0]), torch.from_numpy(pair[1])
 
 
-def linear(module: nn.Module, model: Any) -> nn.Module:
-    """scikit-learn's logistic regression in torch."""
-    layer = next(m for m in module.modules() if isinstance(m, nn.Linear))
+def linear(module: nn.Module, w: Array) -> nn.Module:
+    """A linear module with these weights, the bias last."""
+    layer: Any = next(module.children())
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(model.coef_))
-        layer.bias.copy_(torch.from_numpy(model.intercept_))
+        layer.weight.copy_(torch.from_numpy(w[:, :-1]))
+        layer.bias.copy_(torch.from_numpy(w[:, -1]))
     return module.eval()
 
 
-def absolute(model: Any, batch: Any) -> Tensor:
-    """Minus the absolute error."""
-    inputs, targets = batch
-    return -(model(inputs).squeeze(-1) - targets).abs()
+def _store(module: nn.Module, path: Path) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(module.state_dict(), unfinished)
+    unfinished.replace(path)
 
 
 def _loaded(module: nn.Module, path: Path) -> nn.Module:
@@ -333,12 +341,22 @@ def scores(of: Setting, count: int) -> Iterator[tuple[str, Any]]:
         if count > 1:
             mean = functools.reduce(lambda a, b: a + b, (one.dataset["score"] for one in each)) / count
             yield f"{name}, mean of {count}", pp.Attribution(each[0].dataset.assign(score=mean))
+    if of.name in HESSIAN_DAMPING:
+        yield "Hessian", hessian(of)
+
+
+def hessian(of: Setting) -> pp.Attribution:
+    """Influence of a softmax regression with its whole Hessian, in float64: what the logistic truths are checked by."""
+    layer: Any = of.models()[0][0]
+    w = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double().numpy()
+    score = softmax_optimum.influence(w, of.train, of.query, HESSIAN_DAMPING[of.name])
+    return pp.Attribution.of(score, query=np.arange(len(score)), train=np.arange(score.shape[1]), method="Hessian")
 
 
 def check(of: Setting, count: int = 10) -> None:
     """Print the ceiling, and how well some attributions do."""
     truth, attributions = of.truth(), list(scores(of, 1 if of.noise_free else count))
-    print(f"\n{of.name}: {truth}", flush=True)
+    print(f"\n{of.name}: {truth}\nceilings of other repeats: {_ceilings(truth)}", flush=True)
     print(f"{'':24}{'LDS [95 %]':>24}{'ceiling':>9}{'of it':>8}{'slope':>8}")
     for name, attribution in attributions:
         found = pp.evaluate.lds(attribution, truth, noise_free=of.noise_free)
@@ -350,6 +368,20 @@ def check(of: Setting, count: int = 10) -> None:
             one = pp.evaluate.loo_correlation(attribution, of.left_out(how))
             interval = f"{one.pearson:.3f} [{one.pearson_lower:+.3f}, {one.pearson_upper:+.3f}]"
             print(f"{name:24}{interval:>24}{one.spearman:9.3f}{one.slope:8.2f}", flush=True)
+
+
+def _ceilings(truth: Ledger) -> str:
+    """A perfect predictor's score by truths of other repeats, from the variances within and between halves."""
+    count = len(truth) // SUBSETS
+    if count == 1:
+        return "unknown"
+    measured = truth.measured.reshape(count, SUBSETS, -1)
+    noise = measured.var(0, ddof=1).mean(0)
+    effect = np.maximum(measured.mean(0).var(0, ddof=1) - noise / count, 0)
+    known = (effect > 0) | (noise > 0)
+    share = lambda repeats: effect[known] / (effect + noise / repeats)[known]  # noqa: E731
+    ceiling = {r: expected_spearman(np.sqrt(share(r)), SUBSETS).mean() for r in (1, 5, 20, 50, 100)}
+    return ", ".join(f"{repeats} {value:.3f}" for repeats, value in ceiling.items())
 
 
 def _left_out(of: Setting) -> Iterable[str]:

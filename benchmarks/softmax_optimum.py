@@ -42,6 +42,23 @@ def each_left_out(x: Array, y: Array, decay: float, rows: Array, tolerance: floa
     return w
 
 
+def influence(w: Array, train: tuple[Array, Array], query: tuple[Array, Array], damping: float) -> Array:
+    """(q, n) −g_qᵀ (H + damping)⁻¹ g_i / n of minus the queries' losses; biases, which no decay holds, are damped as well.
+
+    Args:
+        w: (c, d + 1) weights with the bias last.
+        train, query: inputs and classes.
+        damping: with the decay of the mean loss in it.
+    """
+    (x, y), (qx, qy) = ((np.c_[x, np.ones(len(x))], y) for x, y in (train, query))
+    residuals, own = _residuals(w, x, y), _residuals(w, qx, qy)
+    matrix = hessian(x, probabilities(w[None], x)[0], 0.0)
+    matrix[np.diag_indices(len(matrix))] += damping
+    gradient = own.T[:, :, None] * qx[:, None]
+    found = solved(cho_factor(matrix, overwrite_a=True), gradient)
+    return np.asarray(sum((found[:, c] @ x.T) * residuals[c] for c in range(len(w))) / len(x))
+
+
 def losses(w: Array, x: Array, y: Array) -> Array:
     """(k, n) of k models."""
     z = _scores(w, np.c_[x, np.ones(len(x))])
@@ -84,6 +101,13 @@ def hessian(x: Array, p: Array, decay: float) -> Array:
 def solved(factor: Any, gradient: Array) -> Array:
     """H⁻¹ of each gradient."""
     return np.asarray(cho_solve(factor, gradient.reshape(len(gradient), -1).T).T.reshape(gradient.shape))
+
+
+def _residuals(w: Array, x: Array, y: Array) -> Array:
+    """(c, n) probabilities less labels."""
+    p = probabilities(w[None], x)[0]
+    p[y, np.arange(len(y))] -= 1
+    return p
 
 
 def _scores(w: Array, x: Array) -> Array:
