@@ -183,7 +183,7 @@ def test_a_model_that_mixes_examples_is_refused():
     [
         (torch.full((N,), 3), "labels out of range, such as 3"),
         (torch.zeros(N), "targets of dtype torch.float64"),
-        (torch.zeros(N, 2).long(), r"targets of shape \(2, 2\)"),
+        (torch.zeros(N, 2).long(), r"targets of shape \(1, 2\)"),
     ],
 )
 def test_wrong_labels_are_refused_before_the_long_loop(target, words):

@@ -14,7 +14,7 @@ from proponent.errors import NotConverged
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-MAX_DENSE = 6_000
+MAX_DENSE = 8_000
 """Parameters up to which H is formed and factorised (288 MB at this size)."""
 
 
