@@ -26,6 +26,10 @@ SCRIPTS = (
     "stacked_training.py",
     "shapley_speed.py",
     "banks.py",
+    "settings.py",
+    "static_estimators.py",
+    "solvers.py",
+    "trak.py",
 )
 
 if __name__ == "__main__":

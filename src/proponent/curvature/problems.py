@@ -20,7 +20,7 @@ from proponent.curvature.fisher import InverseFisher
 from proponent.curvature.gram import Kept
 from proponent.curvature.kinds import EKFAC, Kind, covariances, decomposed, eigenvalues
 from proponent.curvature.operators import Linearised, Moment
-from proponent.curvature.solvers import Product, Solution
+from proponent.curvature.solvers import LowRank, Product, Solution, nystrom
 from proponent.curvature.spectrum import Spectrum
 from proponent.curvature.whole import Solved
 from proponent.errors import InputError, UnsupportedModel
@@ -31,6 +31,9 @@ MOST_EXPLICIT = 12_000
 
 STRETCHES = 8
 """That a random batch is made of: examples are read in contiguous stretches."""
+
+SKETCH = 2**29
+"""Bytes that the directions of a preconditioner's sketch may take."""
 
 AT_ONCE = 512
 """Examples captured at once where each has several gradients."""
@@ -46,6 +49,7 @@ class Problem:
         batch: examples captured at once.
         kind: which gradients A is made of; None where it is not made of any.
         kept: its longest gradients, by how many were asked for.
+        sketches: its low-rank approximations, by rank.
     """
 
     operator: Moment | Linearised
@@ -54,6 +58,7 @@ class Problem:
     batch: int
     kind: Kind | None
     kept: dict[int, Kept] = field(default_factory=dict, repr=False)
+    sketches: dict[int, LowRank] = field(default_factory=dict, repr=False)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -149,6 +154,13 @@ class Problem:
         if most not in self.kept:
             self.kept[most] = Kept.of(self.kind, self.capture, self.rows, self.batch, most)
         return self.kept[most]
+
+    def sketch(self, rank: int, seed: int = 0) -> LowRank:
+        """A Nyström approximation, found once, of as many directions as SKETCH bytes hold."""
+        rank = max(1, min(rank, SKETCH // (4 * self.coordinates.size)))
+        if rank not in self.sketches:
+            self.sketches[rank] = nystrom(self.operator.times, self.coordinates.size, rank, self.like, seed)
+        return self.sketches[rank]
 
     def solved(self, solve: Callable[[Tensor], Solution]) -> Solved:
         """A metric of this problem."""
