@@ -22,8 +22,8 @@ def thinned(task: Task, count: int = 10, rate: float = 0.1, seed: int = 0) -> li
 
     unit ← unit · mask / (1 − rate),  mask ~ Bernoulli(1 − rate), drawn once for each task
 
-    The mean of their scores predicts retraining better than one model's, much as the mean over separately trained models
-    does, and needs one trained model only. Feed them to `Ensemble`.
+    The mean of their scores is an ensemble that needs one trained model only; feed them to `Ensemble`. Whether it predicts
+    retraining better than the model itself depends on the case (benchmarks/static_estimators.py): choose by a ledger.
 
     >>> import torch, proponent as pp
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
