@@ -51,18 +51,19 @@ class CG:
     Args:
         tolerance: of ‖(A + λ) u − g‖ / ‖g‖; what was reached is in the result as `residual`.
         most: iterations, a pass over the training examples each.
-        preconditioner: "nystrom" (products with random directions, one pass for all), "ekfac" or "none".
+        preconditioner: "nystrom" (products with random directions, one pass for all), "ekfac" or "none"; by default "nystrom",
+            of a Hessian, whose negative eigenvalues that cannot be, "none".
         rank: of the Nyström preconditioner; less where so many directions do not fit in half a gibibyte.
     """
 
     tolerance: float = 1e-4
     most: int = 200
-    preconditioner: str = "nystrom"
+    preconditioner: str = "auto"
     rank: int = 300
     name: ClassVar[str] = "cg"
 
     def __post_init__(self) -> None:
-        if self.preconditioner not in ("ekfac", "nystrom", "none"):
+        if self.preconditioner not in ("auto", "ekfac", "nystrom", "none"):
             raise InputError(f"preconditioner {self.preconditioner!r}", "'nystrom', 'ekfac' or 'none'", "choose one")
 
     def metric(self, problem: Problem, damping: float) -> tuple[Metric, Facts]:
@@ -87,7 +88,7 @@ class CG:
     def _preconditioner(self, problem: Problem, damping: float) -> Product:
         if self.preconditioner == "ekfac":
             return problem.by_ekfac(damping)
-        if self.preconditioner == "none":
+        if self.preconditioner == "none" or (self.preconditioner == "auto" and not problem.positive):
             return lambda v: v.clone()
         found = problem.sketch(self.rank)
         return lambda v: found.precondition(v, damping)

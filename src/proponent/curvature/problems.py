@@ -64,6 +64,11 @@ class Problem:
     def coordinates(self) -> Coordinates:
         return self.operator.coordinates
 
+    @property
+    def positive(self) -> bool:
+        """Whether no eigenvalue can be negative."""
+        return not (isinstance(self.operator, Linearised) and self.operator.second == "hessian")
+
     @cached_property
     def like(self) -> Tensor:
         """An empty tensor of the precision and on the device that vectors have."""
