@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proponent.capture.blocks import Block
+from proponent.curvature.queries import by_parameter
 from proponent.task import Task
 
 
@@ -45,9 +46,6 @@ class Coordinates:
 
     def of_blocks(self, blocks: Mapping[str, Block], precision: torch.dtype) -> Tensor:
         """(b, size): gradients of b examples."""
-        parts: dict[str, Tensor] = {}
-        for block in blocks.values():
-            for name, rows in zip(block.names, block.rows(), strict=True):
-                parts[name] = parts[name] + rows if name in parts else rows
+        parts = by_parameter(blocks, lambda _, block: block.rows())
         first = next(iter(parts.values()))
         return self.join(parts, first).to(precision)

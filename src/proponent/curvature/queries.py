@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -156,8 +156,3 @@ def by_parameter(blocks: Mapping[str, Block], rows: Callable[[str, Block], Seque
         for name, part in zip(block.names, rows(key, block), strict=True):
             made[name] = made[name] + part if name in made else part
     return made
-
-
-def with_layers(queries: Queries, layers: tuple[str, ...]) -> Queries:
-    """The same, with products of these blocks kept apart."""
-    return replace(queries, layers=layers)
