@@ -8,8 +8,8 @@ Rows are kept by their length until `most` are held; the share of the squared le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -115,7 +115,7 @@ class DualMetric:
         return torch.linalg.cholesky(shifted)
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        return DualPath((self,)).queries(blocks, count, finite, layers)
+        return _combined(self.rows, (self,), blocks, count, finite, layers)
 
     def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
         made = Identity().directions(blocks)
@@ -142,29 +142,47 @@ class DualMetric:
 
 @dataclass(frozen=True)
 class DualPath:
-    """Several dampings at once: L q combinations of the same products, damping by damping."""
+    """Several dampings at once: L q combinations of the same products, damping by damping.
 
-    duals: Sequence[DualMetric]
+    Args:
+        rows: B.
+        dampings: λ of each. A factor of B Bᵀ + nλ is made when it is needed, and not kept.
+    """
+
+    rows: Kept
+    dampings: Sequence[float]
     vectors: int = 0
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        rows = self.duals[0].rows
-        like = next(iter(blocks.values())).rows()[0][:0]
-        met = rows.against(blocks, count, like)
-        mix = torch.cat([dual.mix(met) for dual in self.duals])
-        own = Identity().queries(blocks, count, finite).blocks
-        both = {
-            name: Beside(((own.get(name), count), (rows.prepared.get(name), rows.count)))
-            for name in {**own, **rows.prepared}
-        }
-        many = len(self.duals)
-        return Mixed(both, many * count, finite.repeat(many), layers, None, mix)
+        duals = (DualMetric(self.rows, damping) for damping in self.dampings)
+        return _combined(self.rows, duals, blocks, count, finite, layers)
 
     def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
         raise InputError("directions at several dampings", "one damping", "choose one")
 
     def meter(self, zeros: Tensor) -> Meter:
         raise InputError("squared norms at several dampings", "one damping", "choose one")
+
+
+def _combined(
+    rows: Kept,
+    duals: Iterable[DualMetric],
+    blocks: Mapping[str, Block],
+    count: int,
+    finite: Tensor,
+    layers: tuple[str, ...],
+) -> Mixed:
+    """Queries as combinations of their own gradients and the rows, for one damping after the other."""
+    like = next(iter(blocks.values())).rows()[0][:0]
+    met = rows.against(blocks, count, like)
+    mixes = [dual.mix(met) for dual in duals]
+    own = Identity().queries(blocks, count, finite).blocks
+    both = {
+        name: Beside(((own.get(name), count), (rows.prepared.get(name), rows.count)))
+        for name in {**own, **rows.prepared}
+    }
+    many = len(mixes)
+    return Mixed(both, many * count, finite.repeat(many), layers, None, torch.cat(mixes))
 
 
 @dataclass
@@ -225,8 +243,3 @@ def _require_room(capture: Capture, rows: Rows, count: int) -> None:
             f"at most {MEMORY / 2**30:.0f} GiB",
             "pass solver=Dual(rows=…) with fewer, or solver='cg'",
         )
-
-
-def at_dampings(dual: DualMetric, dampings: Sequence[float]) -> DualPath:
-    """The same rows with each of several dampings."""
-    return DualPath(tuple(replace(dual, damping=d) for d in dampings))

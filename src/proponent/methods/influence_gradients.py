@@ -18,7 +18,7 @@ from proponent.capture.weights import weights_mark
 from proponent.curvature.coordinates import Coordinates
 from proponent.curvature.damping import Damping, damping_of
 from proponent.curvature.fisher import InverseFisher, shortcut_errors
-from proponent.curvature.gram import DualMetric, at_dampings
+from proponent.curvature.gram import DualPath
 from proponent.curvature.inverses import CG, SOLVERS, Dual, Explicit, Solver
 from proponent.curvature.kinds import KINDS, Kind, covariances, decomposed, eigenvalues
 from proponent.curvature.metric import Identity, Metric
@@ -146,9 +146,8 @@ class BySolver:
 
     def metrics(self, dampings: Sequence[Damping]) -> Iterator[Metric]:
         if isinstance(self.solver, Dual):
-            one = self.metric(dampings[0])[0]
-            assert isinstance(one, DualMetric)
-            return iter([at_dampings(one, [self._total(d) for d in dampings])])
+            kept = self.problem.longest(self.solver.rows)
+            return iter([DualPath(kept, [self._total(d) for d in dampings])])
         return (self.metric(d)[0] for d in dampings)
 
     def _total(self, damping: Damping) -> float:
