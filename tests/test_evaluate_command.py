@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html import unescape
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from chromium import dom_of, needs_chromium
 from proponent.cli import app
 from proponent.errors import InputError
 from proponent.experiment import evaluate
@@ -81,7 +81,6 @@ def recipe():
 
 OUT = Path("runs/exp-evaluation")
 FILES = ["config.yaml", "evaluation.csv", "ledger", "report.html", "run.json", "scores"]
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
 
 
 @pytest.fixture(autouse=True)
@@ -346,7 +345,7 @@ MEASURE = """<script>addEventListener("load", () => {
 });</script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@needs_chromium
 def test_nothing_overflows_at_1400_and_at_420_pixels(tmp_path: Path) -> None:
     seen()
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", (OUT / "report.html").read_text("utf-8"))
@@ -358,19 +357,8 @@ def test_nothing_overflows_at_1400_and_at_420_pixels(tmp_path: Path) -> None:
     Path("frames.html").write_text(
         f'<!doctype html><body><pre id="said"></pre><script>{listen}</script>{frames}</body>'
     )
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--window-size=1500,1000",
-    ]
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
-         (tmp_path / "frames.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
+    dom = dom_of(tmp_path / "frames.html", tmp_path)
+    found = re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None
     said = [json.loads(line) for line in unescape(found[1]).splitlines()]
     assert sorted(s["inner"] for s in said) == [420, 1400] and [s for s in said if s["over"]] == []

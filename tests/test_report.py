@@ -6,9 +6,7 @@ import importlib.util
 import io
 import json
 import re
-import shutil
 import struct
-import subprocess
 import sys
 import zlib
 from dataclasses import replace
@@ -25,6 +23,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from chromium import dom_of, needs_chromium
 from proponent.audit.result import Audit
 from proponent.report import plots, words
 from proponent.report.html import write_html
@@ -364,7 +363,6 @@ def test_terminal_shows_markup_and_control_characters_literally() -> None:
 
 # --- in a real browser -------------------------------------------------------------------------------------------------
 
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
 MEASURE = """
 <script>
 const measure = (opened) => {
@@ -388,23 +386,7 @@ addEventListener("message", (event) => {{ document.getElementById("said").textCo
 </script>{frames}</body>"""
 
 
-def _browse(page: Path, profile: Path) -> str:
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-    ]
-    flags += ["--disable-sync", "--no-first-run", f"--user-data-dir={profile}", "--window-size=1500,1000"]
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@needs_chromium
 def test_nothing_overflows_at_1400_and_at_420_pixels(pages: dict[str, Path], tmp_path: Path) -> None:
     frames = ""
     for name, path in pages.items():
@@ -413,7 +395,7 @@ def test_nothing_overflows_at_1400_and_at_420_pixels(pages: dict[str, Path], tmp
         for width in (1400, 420):
             frames += f'<iframe src="{name}.html" width="{width}" height="900" style="border:0"></iframe>'
     (tmp_path / "frames.html").write_text(FRAME.format(frames=frames), "utf-8")
-    dom = _browse(tmp_path / "frames.html", tmp_path / "profile")
+    dom = dom_of(tmp_path / "frames.html", tmp_path)
     found = re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None
     measured: list[dict[str, Any]] = [json.loads(line) for line in unescape(found[1]).splitlines()]
@@ -422,13 +404,13 @@ def test_nothing_overflows_at_1400_and_at_420_pixels(pages: dict[str, Path], tmp
     assert all(m["height"] > 900 for m in measured)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@needs_chromium
 def test_policy_lets_the_page_s_own_style_and_script_through_and_nothing_else(
     pages: dict[str, Path], tmp_path: Path
 ) -> None:
     text = pages["hostile"].read_text("utf-8")
     slipped = text.replace("</main>", "</main><p id='slipped'></p><script>document.title = 'slipped'</script>")
     (tmp_path / "slipped.html").write_text(slipped, "utf-8")
-    dom = _browse(tmp_path / "slipped.html", tmp_path / "profile")
+    dom = dom_of(tmp_path / "slipped.html", tmp_path)
     assert "<title>slipped" not in dom and 'id="slipped"' in dom
     assert re.search(r"<th[^>]*><button", dom), "the page's own script did not run"
