@@ -28,7 +28,7 @@ import argparse
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,16 @@ class Setting:
         """Models of all training examples, in eval mode, under different seeds."""
         return [self._optimum()] if self.noise_free else self._modules("full", _seeded(_all(count), MODEL_SEEDS))
 
+    def trajectories(self, count: int = 1, points: int = 10) -> list[list[nn.Module]]:
+        """Checkpoints of the runs of `models(count)`, evenly spaced, the trained model last.
+
+        Rates are constant, so a shorter run under the same seed is the beginning of a longer one.
+        """
+        epochs = [self.recipe.epochs * (k + 1) // points for k in range(points)]
+        seeded = _seeded(_all(count), MODEL_SEEDS)
+        at = [self._modules(f"full-{e}", seeded, replace(self.recipe, epochs=e)) for e in epochs[:-1]]
+        return [list(run) for run in zip(*at, self.models(count), strict=True)]
+
     def half_models(self, count: int = 10) -> list[nn.Module]:
         """Models of random halves (that are in no ledger), in eval mode."""
         return self._modules("half", _seeded(halves(count, seed=2), HALF_SEEDS))
@@ -143,14 +153,15 @@ class Setting:
             print(f"{self.name} {part}: {made}, {time.perf_counter() - start:.0f} s", flush=True)
         return Ledger.load(path)
 
-    def _modules(self, part: str, plan: Any) -> list[nn.Module]:
+    def _modules(self, part: str, plan: Any, recipe: Any = None) -> list[nn.Module]:
         drawn = plan(len(self.train[0]))
         paths = [self.folder / "models" / f"{part}-{seed}.pt" for seed in drawn.seeds]
         missing = [at for at, path in enumerate(paths) if not path.exists()]
         if missing:
             paths[0].parent.mkdir(parents=True, exist_ok=True)
             some = drawn.take(missing)
-            kept: Any = retrain(self.recipe, self.train, self.query, some, keep_models=True, workers=self.workers)
+            by = recipe or self.recipe
+            kept: Any = retrain(by, self.train, self.query, some, keep_models=True, workers=self.workers)
             for at, model in zip(missing, kept.models, strict=True):
                 _store(model.module(), paths[at])
         return [_loaded(self.make_model(), path) for path in paths]
@@ -393,6 +404,7 @@ def _left_out(of: Setting) -> Iterable[str]:
 PARTS: dict[str, Callable[[Setting, int], Any]] = {
     "tuning": lambda of, repeats: of.tuning(),
     "models": lambda of, repeats: of.models(1 if of.noise_free else 10),
+    "trajectories": lambda of, repeats: of.trajectories(10),
     "half_models": lambda of, repeats: of.half_models(10),
     "truth": lambda of, repeats: of.truth(repeats),
     "left_out": lambda of, repeats: [of.left_out(how) for how in _left_out(of)],

@@ -3,7 +3,8 @@
     PROPONENT_DATA=… python benchmarks/static_estimators.py [--settings mnist-mlp …] [--methods ggn ekfac …] [--models 10]
 
 Settings and their retrained models: settings.py. For each method: the linear datamodeling score (LDS) of one model, of the mean
-over several, and over thinned copies of one model, with the damping that 50 other retrained halves and other queries chose
+over several, over thinned copies of one model, and over ten checkpoints of its run (and of several runs; balanced, so that each
+checkpoint counts alike, at a damping of its own), with the damping that 50 other retrained halves and other queries chose
 (AutoDamping), its interval over halves and queries, and the noise ceiling; the best of 17 fixed dampings, chosen on the judging
 models themselves, and what choosing lost against it; and the LDS at the dampings that peers take by default, all of one model.
 For logistic regression also the correlation with leaving 100 rows out one at a time.
@@ -26,30 +27,35 @@ import torch
 import proponent as pp
 from settings import SETTINGS, Setting, _left_out, setting, tensors
 
-ROWS = 6_000
-"""Gradients that the dual keeps."""
+ROWS, FEWER = 6_000, 3_000
+"""Gradients that the dual keeps: of one model, and of each checkpoint."""
 
 THINNED, RATE = 10, 0.1
 """Copies of one model with a tenth of its hidden units dropped."""
 
 
-def ggn(of: Setting, damping: Any) -> Any:
+def decay(of: Setting) -> float:
+    """Weight decay counts at an optimum. Elsewhere the chosen damping stands for it: as a floor under all dampings it would
+    be too much after the few epochs of fashion-mlp."""
+    return of.weight_decay if of.noise_free else 0.0
+
+
+def ggn(of: Setting, damping: Any, rows: int = ROWS) -> Any:
     """Exact where the matrix can be formed, through its longest gradients otherwise."""
-    solver = pp.Explicit() if of.name.startswith("mnist-logistic") else pp.Dual(rows=ROWS)
-    return pp.Influence(curvature="ggn", solver=solver, damping=damping, weight_decay=of.weight_decay)
+    solver = pp.Explicit() if of.name.startswith("mnist-logistic") else pp.Dual(rows=rows)
+    return pp.Influence(curvature="ggn", solver=solver, damping=damping, weight_decay=decay(of))
 
 
-def empirical(of: Setting, damping: Any) -> Any:
-    return pp.Influence(
-        curvature="empirical_fisher", solver=pp.Dual(rows=ROWS), damping=damping, weight_decay=of.weight_decay
-    )
+def empirical(of: Setting, damping: Any, rows: int = ROWS) -> Any:
+    solver = pp.Dual(rows=rows)
+    return pp.Influence(curvature="empirical_fisher", solver=solver, damping=damping, weight_decay=decay(of))
 
 
-def ekfac(of: Setting, damping: Any) -> Any:
-    return pp.Influence(curvature="ekfac", damping=damping, weight_decay=of.weight_decay)
+def ekfac(of: Setting, damping: Any, rows: int = ROWS) -> Any:
+    return pp.Influence(curvature="ekfac", damping=damping, weight_decay=decay(of))
 
 
-METHODS: dict[str, Callable[[Setting, Any], Any]] = {"ggn": ggn, "ekfac": ekfac, "empirical": empirical}
+METHODS: dict[str, Callable[..., Any]] = {"ggn": ggn, "ekfac": ekfac, "empirical": empirical}
 
 PEERS: dict[str, list[tuple[str, Any]]] = {
     "ekfac": [("kronfluence, 1e-8", 1e-8), ("kronfluence, .1 × mean", pp.Damping(0.1, scale="mean"))],
@@ -106,6 +112,7 @@ def run(of: Setting, name: str, models: int) -> None:
         thin = _mean(method(of, damping), few, train, query, method(of, damping).fit(few[0], train).score(query))
         _print(f"one model, mean of {THINNED} thinned copies of it", thin, of, truth)
         _print("the same, against one model of each half", thin, of, single)
+        over_training(of, name, models, auto)
     if len(own) > 1:
         mean = _mean(method(of, damping), own, train, query, first)
         _print(f"mean of {len(own)} models", mean, of, truth)
@@ -117,6 +124,32 @@ def run(of: Setting, name: str, models: int) -> None:
             print(
                 f"  left out, {how}, damping {what}: Pearson {one.pearson:.4f} [{one.pearson_lower:.4f}, "
                 f"{one.pearson_upper:.4f}], slope {one.slope:.3f}",
+                flush=True,
+            )
+
+
+def over_training(of: Setting, name: str, models: int, auto: Any) -> None:
+    """Balanced means over the checkpoints of one run and of all; the dampings are chosen at those of the first."""
+    train, query = tensors(of.train), tensors(of.query)
+    loss = getattr(of.recipe, "loss", "cross_entropy")
+    total, sizes, dampings = np.float64(0), np.float64(0), []
+    start = time.perf_counter()
+    for count, run in enumerate(of.trajectories(models), 1):
+        for at, module in enumerate(run):
+            task = pp.Task(module, loss=loss, measurement=of.measurement)
+            fitted = METHODS[name](of, auto if count == 1 else dampings[at], FEWER).fit(task, train)
+            if count == 1:
+                dampings.append(pp.Damping(choice(fitted)["value"], scale=choice(fitted)["scale"]))
+            scores = fitted.score(query).dataset["score"].to_numpy()
+            deviation = scores.std(1, keepdims=True)
+            total, sizes = total + scores / deviation, sizes + deviation
+        if count in (1, models):
+            mean = pp.Attribution.of(total * sizes, query=range(len(scores)), train=range(scores.shape[1]), method=name)
+            what = f"{len(run)} checkpoints of {count} run{'s' * (count > 1)}"
+            for truth, so in ((of.truth(), ""), (of.truth(1), ", against one model of each half")):
+                _print(f"{what}{so}", mean, of, truth)
+            print(
+                f"  {time.perf_counter() - start:.0f} s; dampings {', '.join(f'{d.value:.2g}' for d in dampings)}",
                 flush=True,
             )
 

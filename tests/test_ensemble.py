@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import proponent as pp
+from proponent.methods.ensemble import FittedEnsemble
 from truth.gradients import gradients
 
 torch.set_num_threads(1)
@@ -80,6 +81,36 @@ def test_an_ensemble_of_gradients_streams_and_ranks(name, tmp_path, monkeypatch)
     assert close(fitted.score(QUERY, out=tmp_path / "a.zarr").dataset.score.values, whole.dataset.score.values)
     layers = fitted.score(QUERY, by="layer").dataset.score_by_layer
     assert close(layers.sum("layer").values, whole.dataset.score.values)
+
+
+@pytest.mark.parametrize("name", ("Influence", "TRAK"))
+def test_in_a_balanced_ensemble_models_count_alike(name):
+    spec, tasks = SPECS[name], [pp.Task(model(seed, 5 + seed)) for seed in range(M)]
+    fitted = pp.Ensemble(spec, balanced=True).fit(tasks, TRAIN)
+    each = [spec.fit(task, TRAIN) for task in tasks]
+
+    def balanced(parts):
+        sizes = [p.std(-1, keepdims=True) for p in parts]
+        return sum(p / s for p, s in zip(parts, sizes, strict=True)) / M * (sum(sizes) / M)
+
+    made = fitted.score(QUERY)
+    assert close(made.dataset.score.values, balanced([f.score(QUERY).dataset.score.values for f in each]))
+    assert made.method.endswith("balanced mean of 3 models") and made.unit == each[0].score(QUERY).unit
+    selfs = balanced([f.self_influence().dataset.value.values for f in each])
+    assert close(fitted.self_influence().dataset.value.values, selfs)
+
+
+def test_a_query_that_a_model_does_not_feel_takes_nothing_from_the_others():
+    class Fixed:
+        def __init__(self, scores):
+            self.scores = np.asarray(scores, float)
+
+        def score(self, query):
+            return pp.Attribution.of(self.scores, query=range(2), train=range(3), method="Fixed")
+
+    models = [Fixed([[0.0, 0, 0], [1, 2, 3]]), Fixed([[1.0, 3, 2], [2, 4, 6]])]
+    made = FittedEnsemble(models, balanced=True).score(QUERY).dataset.score.values
+    assert np.allclose(made, [[0.25, 0.75, 0.5], [1.5, 3.0, 4.5]])
 
 
 def test_checkpoints_of_one_task_are_an_ensemble(tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 from proponent.attribution import Attribution, Values
 from proponent.errors import InputError
@@ -34,10 +36,16 @@ class Ensemble:
     >>> bool(abs(together - sum(each) / 3).max() < 1e-5)
     True
 
+    The models may be checkpoints of one training run, early ones among them. That is worth almost as much as other seeds:
+    each predicts about as well as the last, and errs elsewhere. Their scores shrink as the loss falls, so let them count
+    alike by `balanced`.
+
     Args:
         spec: a method that is fitted to a task, such as `Influence(…)`, `GradDot()` or `RepresenterPoints()`.
         checkpoints: weights of the models, paths or state dicts as in `TracIn`, where `fit` gets the one task that they
             belong to. Each is a copy of the model in memory.
+        balanced: divide a model's scores of a query by their standard deviation σ_m[q] before the mean, which is multiplied
+            by the mean of all σ_m[q]. All scores of one model are in memory at once.
 
     Raises:
         InputError: no model, or a checkpoint that does not fit.
@@ -47,6 +55,7 @@ class Ensemble:
 
     spec: Any
     checkpoints: Sequence[str | Path | Mapping[str, Any]] | None = None
+    balanced: bool = False
 
     def fit(self, task: Task | Sequence[Task], train: Any) -> Any:
         """Fit the method to each model.
@@ -57,13 +66,13 @@ class Ensemble:
 
         Returns:
             a `FittedGradients` whose members are all the models', where the method gives one, so that everything that it
-            does (streams, strongest examples, self-influence) is of the mean; a `FittedEnsemble` otherwise.
+            does (streams, strongest examples, self-influence) is of the mean; a `FittedEnsemble` otherwise, or if balanced.
         """
         tasks, rows = self._tasks(task), Rows.of(train)
         fitted = [self.spec.fit(each, rows) for each in tasks]
-        if all(isinstance(f, FittedGradients) for f in fitted):
+        if not self.balanced and all(isinstance(f, FittedGradients) for f in fitted):
             return together(fitted)
-        return FittedEnsemble(fitted)
+        return FittedEnsemble(fitted, self.balanced)
 
     def _tasks(self, task: Task | Sequence[Task]) -> list[Task]:
         if self.checkpoints is None:
@@ -83,9 +92,11 @@ class FittedEnsemble:
 
     Args:
         fitted: one for each model.
+        balanced: whether each counts alike.
     """
 
     fitted: Sequence[Any]
+    balanced: bool = False
 
     def score(self, query: Any, **options: Any) -> Attribution:
         """Mean scores of all training examples for queries.
@@ -96,15 +107,31 @@ class FittedEnsemble:
         """
         queries = Rows.of(query)
         first = self.fitted[0].score(queries, **options).dataset
-        scores = (one.score(queries, **options).dataset["score"] for one in self.fitted[1:])
-        mean = functools.reduce(lambda total, score: total + score, scores, first["score"]) / len(self.fitted)
-        return Attribution(first[["score"]].assign(score=mean).assign_attrs(_named(first.attrs, len(self.fitted))))
+        later = (one.score(queries, **options).dataset["score"] for one in self.fitted[1:])
+        mean = self._mean(itertools.chain([first["score"]], later))
+        return Attribution(first[["score"]].assign(score=mean).assign_attrs(self._named(first.attrs)))
 
     def self_influence(self) -> Values:
         """Mean of each model's."""
         each = [one.self_influence().dataset for one in self.fitted]
-        mean = functools.reduce(lambda total, one: total + one["value"], each[1:], each[0]["value"]) / len(each)
-        return Values(each[0][["value"]].assign(value=mean).assign_attrs(_named(each[0].attrs, len(each))))
+        mean = self._mean(one["value"] for one in each)
+        return Values(each[0][["value"]].assign(value=mean).assign_attrs(self._named(each[0].attrs)))
+
+    def _mean(self, each: Iterable[xr.DataArray]) -> xr.DataArray:
+        """Over the models, one after the other."""
+        total: Any = 0.0
+        sizes: Any = 0.0
+        for one in each:
+            deviation = one.std("train") if self.balanced else xr.ones_like(one.isel(train=0, drop=True))
+            total = total + one / deviation.where(deviation > 0, 1.0)
+            sizes = sizes + deviation
+        mean: xr.DataArray = total / len(self.fitted) * (sizes / len(self.fitted))
+        return mean.transpose(*one.dims).astype(one.dtype)
+
+    def _named(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        count = len(self.fitted)
+        what = "balanced mean" if self.balanced else "mean"
+        return {"method": f"{attributes['method']}, {what} of {count} models", "models": count}
 
 
 def together(fitted: Sequence[FittedGradients]) -> FittedGradients:
@@ -117,10 +144,6 @@ def together(fitted: Sequence[FittedGradients]) -> FittedGradients:
         members=[replace(m, weight=m.weight / count) for each in fitted for m in each.members],
         seconds=sum(each.seconds for each in fitted),
     )
-
-
-def _named(attributes: Mapping[str, Any], count: int) -> dict[str, Any]:
-    return {"method": f"{attributes['method']}, mean of {count} models", "models": count}
 
 
 def _with_weights(task: Task, checkpoint: str | Path | Mapping[str, Any]) -> Task:
