@@ -1,19 +1,25 @@
 """Solvers of the Gauss-Newton matrix on the Fashion-MNIST perceptron 784-128-64-10: time, passes over the data, residuals.
 
-    PROPONENT_DATA=… python benchmarks/solvers.py [--parts dual cg lissa]
+    PROPONENT_DATA=… python benchmarks/solvers.py [--parts dual cg lissa peers]
 
-5,000 training examples. "dual": the rows, their inner products and the scores of 500 queries at nine dampings, end to end. "cg":
+5,000 training examples. "dual": the rows, their inner products, 17 dampings and the scores of 500 queries, end to end. "cg":
 conjugate gradients for 20 queries to a relative residual of 1e-3, with each preconditioner, at two dampings (shares of the trace).
-"lissa": passes and the residual that the stochastic series reaches for the same queries. Times are of one run each.
+"lissa": passes and the residual that the series reaches for the same queries, by batches and by all examples at a time. "peers":
+conjugate gradients of dattri and pyDVL (solver_peers.py, in the interpreter that PROPONENT_PEERS names) and ours for the same
+queries, damping and residual; they know the Hessian only, so the damping is one at which it is positive
+definite. Times are of one run each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,28 +59,51 @@ def cg(task: Any, train: Any, query: Any) -> None:
 
 def lissa(task: Any, train: Any, query: Any) -> None:
     for share in SHARES:
-        for depth in (1_000, 4_000):
-            _solve(f"lissa, {depth}", pp.LiSSA(depth=depth, batch=64), share, task, train, query)
+        for depth, batch in ((1_000, 64), (4_000, 64), (100, 5_000)):
+            _solve(
+                f"lissa, {depth:,} batches of {batch:,}", pp.LiSSA(depth=depth, batch=batch), share, task, train, query
+            )
+        for tolerance in (0.3, 0.1, 0.03):
+            _solve(f"cg to {tolerance}", pp.CG(tolerance, rank=300), share, task, train, query)
 
 
-def _solve(what: str, solver: Any, share: float, task: Any, train: Any, query: Any) -> None:
+def peers(task: Any, train: Any, query: Any) -> None:
+    damping, passes = _solve(
+        "ours, Hessian", pp.CG(1e-3, preconditioner="none"), 1e-2, task, train, query, curvature="hessian"
+    )
+    interpreter = os.environ.get("PROPONENT_PEERS")
+    if interpreter is None:
+        print("PROPONENT_PEERS names no interpreter with the peers")
+        return
+    for peer in ("dattri", "pydvl", "pydvl-nystroem"):
+        asked = [f"--damping={damping}", f"--queries={FEW}", f"--iterations={passes if peer == 'dattri' else 200}"]
+        command = [interpreter, str(Path(__file__).with_name("solver_peers.py")), peer, *asked]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr.strip()[-300:], flush=True)
+
+
+def _solve(
+    what: str, solver: Any, share: float, task: Any, train: Any, query: Any, curvature: str = "ggn"
+) -> tuple[float, int]:
     few = tuple(t[:FEW] for t in query)
     damping = pp.Damping(share, scale="trace")
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pp.ProponentWarning)
-        scores = pp.Influence(curvature="ggn", solver=solver, damping=damping).fit(task, train).score(few)
+        scores = pp.Influence(curvature=curvature, solver=solver, damping=damping).fit(task, train).score(few)
     seconds = time.perf_counter() - start
-    passes = json.loads(scores.dataset.attrs["solver"])["passes"]
+    facts = json.loads(scores.dataset.attrs["solver"])
+    passes = facts["passes"]
     residual = scores.dataset["residual"].to_numpy()
     print(
         f"{what}, damping {share:g} × trace: {seconds:.1f} s, {np.sum(passes):.0f} passes, residual {np.median(residual):.1e} "
         f"(worst {residual.max():.1e})",
         flush=True,
     )
+    return facts["damping"], int(np.sum(passes))
 
 
-PARTS: dict[str, Callable[[Any, Any, Any], None]] = {"dual": dual, "cg": cg, "lissa": lissa}
+PARTS: dict[str, Callable[[Any, Any, Any], None]] = {"dual": dual, "cg": cg, "lissa": lissa, "peers": peers}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

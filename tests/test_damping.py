@@ -7,9 +7,13 @@ import pytest
 import torch
 
 import proponent as pp
+from proponent.capture.gradients import Capture
+from proponent.curvature.gram import DualMetric, DualPath, solve
 from proponent.errors import InputError
 from proponent.methods.damping_choice import agreement
+from proponent.methods.score import prepare, stream, totals
 from proponent.retrain.subsets import halves
+from proponent.rows import Rows
 from test_solvers import data, dense, losses_of, net
 from truth.gradients import gradients
 
@@ -78,14 +82,42 @@ def test_the_run_and_the_spectrum_are_the_next_best():
 
 
 def test_agreement_is_the_mean_rank_correlation():
-    rng = np.random.default_rng(0)
-    scores, included = rng.normal(size=(3, 9)), rng.integers(0, 2, size=(20, 9)).astype(float)
-    exact = included @ scores.T
-    assert agreement(scores, included, np.exp(exact)) == pytest.approx(1.0)
-    assert agreement(-scores, included, exact) == pytest.approx(-1.0)
+    exact = np.random.default_rng(0).normal(size=(20, 3))
+    assert agreement(exact, np.exp(exact)) == pytest.approx(1.0)
+    assert agreement(-exact, exact) == pytest.approx(-1.0)
     flat = exact.copy()
     flat[:, 0] = 1.0
-    assert agreement(scores, included, flat) == pytest.approx(1.0)  # a query that does not vary says nothing
+    assert agreement(exact, flat) == pytest.approx(1.0)  # a query that does not vary says nothing
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_sums_on_the_path_are_sums_of_scores_at_each_damping(precision):
+    model, (train, query) = net().to(precision), data(n=30, q=4)
+    train, query = ((x.to(precision), y) for x, y in (train, query))
+    train[0][7] = torch.nan
+    task, rows = pp.Task(model), Rows.of(train)
+    capture = Capture.of(task, rows)
+    problem = pp.GGN().problem(capture, rows, 8)
+    kept, dampings = problem.longest(50), [1e-3, 0.1, 3.0]
+    included = torch.from_numpy(halves(7, seed=1)(30).included.astype(np.float64))
+    got = totals(capture, DualPath(kept, dampings), Rows.of(query), rows, 8, included).reshape(3, 4, 7)
+    for damping, one in zip(dampings, got, strict=True):
+        prepared = prepare(capture, DualMetric(kept, damping), Rows.of(query), 8)
+        scores = torch.cat([s.clone() for _, s in stream(capture, prepared, rows, rows.parts(8), 1.0)], 1)
+        assert bool(scores[:, 7].isnan().all())
+        want = torch.nan_to_num(scores).double() @ included.T
+        close = 1e-9 if precision == torch.float64 else 1e-3
+        assert (one - want).abs().max() <= close * want.abs().max()
+
+
+@pytest.mark.parametrize("shift", [1.0, 1e-6, 1e-13])
+def test_a_factor_in_single_precision_is_refined_or_left(shift):
+    made = torch.Generator().manual_seed(0)
+    root = torch.randn(40, 20, generator=made, dtype=torch.float64)  # of rank 20: the shift alone holds the rest
+    rhs = torch.randn(40, 3, generator=made, dtype=torch.float64)
+    x = solve(root @ root.T, shift, rhs)
+    exact = torch.linalg.solve(root @ root.T + shift * torch.eye(40), rhs)
+    assert (x - exact).norm() <= (1e-7 if shift > 1e-9 else 0.1) * exact.norm()
 
 
 def test_a_ledger_of_other_data_is_refused():

@@ -83,9 +83,10 @@ class Mixed(Queries):
         return (len(self.layers), r) if self.layers else (r,)
 
     def finish(self, out: Tensor) -> Tensor:
+        mix = self.mix.to(out.dtype)
         if not self.layers:
-            return times(self.mix, out)
-        return torch.stack([times(self.mix, layer) for layer in out])
+            return times(mix, out)
+        return torch.stack([times(mix, layer) for layer in out])
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from proponent.progress import track
 from proponent.rows import Rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Scores = Callable[[Rows, Sequence[Damping]], Array]
-"""(queries, dampings) → scores (dampings, q, n)."""
+Sums = Callable[[Rows, Sequence[Damping], Array], Array]
+"""(queries, dampings, (S, n) included) → sums of the included examples' scores, (dampings, q, S)."""
 
 LAYERS = Damping(FRACTION, scale="mean")
 WHOLE = Damping(SHARE, scale="trace")
@@ -50,17 +50,17 @@ class Choice:
         return known | ({"tried": list(self.tried), "agreement": list(self.agreement)} if self.tried else {})
 
 
-def choose(auto: AutoDamping, usual: Damping, scores: Scores, train: Rows) -> Choice:
+def choose(auto: AutoDamping, usual: Damping, sums: Sums, train: Rows) -> Choice:
     """The damping.
 
     Args:
         auto: what there is to choose by.
         usual: what the spectrum alone says.
-        scores: at several dampings.
+        sums: of scores, at several dampings.
         train: training examples, in the ledger's order or with its ids.
     """
     if auto.retrained:
-        return _by_models(auto, usual, scores, train)
+        return _by_models(auto, usual, sums, train)
     run = auto.by_run()
     if run is not None:
         return Choice(run, f"1/(ηT) of the training run: {run.value:.3g}.")
@@ -68,17 +68,20 @@ def choose(auto: AutoDamping, usual: Damping, scores: Scores, train: Rows) -> Ch
     return Choice(usual, f"{what}: neither retrained models nor the training run were given.".capitalize())
 
 
-def _by_models(auto: AutoDamping, usual: Damping, scores: Scores, train: Rows) -> Choice:
+def _by_models(auto: AutoDamping, usual: Damping, sums: Sums, train: Rows) -> Choice:
     ledger, queries = auto.ledger, Rows.of(auto.queries)
     if ledger is None:
         ledger = _retrained(auto, train)
     included, measured = _truth(ledger, train, len(queries))
     found: dict[float, float] = {}
     coarse = [usual.value * 10 ** (k / 2) for k in STEPS]
-    for values in (coarse, None):
-        tried = values if values is not None else _around(found)
-        made = scores(queries, [replace(usual, value=v) for v in tried])
-        found |= {v: agreement(one, included, measured) for v, one in zip(tried, made, strict=True)}
+
+    def try_(values: Sequence[float]) -> None:
+        made = sums(queries, [replace(usual, value=v) for v in values], included)
+        found.update({v: agreement(one.T, measured) for v, one in zip(values, made, strict=True)})
+
+    try_(coarse)
+    try_(_around(found))
     best = _peak(found)
     left = 1 - float((included > 0).mean())
     reason = (
@@ -125,15 +128,12 @@ def _truth(ledger: Any, train: Rows, queries: int) -> tuple[Array, Array]:
     return rows.astype(np.float64), np.stack(means)
 
 
-def agreement(scores: Array, included: Array, measured: Array) -> float:
+def agreement(predicted: Array, measured: Array) -> float:
     """The mean over queries of the rank correlation over subsets, of sums of scores and measurements.
 
     Args:
-        scores: (q, n); what is not finite counts as 0.
-        included: (S, n).
-        measured: (S, q).
+        predicted, measured: (S, q).
     """
-    predicted = included @ np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0).T.astype(np.float64)
     a, b = (_centred_ranks(x) for x in (predicted, measured))
     sizes = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     live = sizes > 0

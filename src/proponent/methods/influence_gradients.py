@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from proponent.attribution import CHANGE
 from proponent.capture.blocks import Block, Factors
@@ -27,7 +28,7 @@ from proponent.curvature.spectrum import Spectrum
 from proponent.errors import FingerprintMismatch, InputError, ProponentWarning, did_you_mean
 from proponent.methods.damping_choice import LAYERS, WHOLE, Choice, choose
 from proponent.methods.fitted_gradients import FittedGradients, Member
-from proponent.methods.score import Sizes, matrix
+from proponent.methods.score import Sizes, totals
 from proponent.rows import Rows
 from proponent.task import Task
 
@@ -77,12 +78,14 @@ def _choice(spec: Any, curved: Curved, capture: Capture, rows: Rows, sizes: Size
         return Choice(wish if isinstance(wish, Damping) else Damping(0.0), "")
     batch = spec.batch_size or sizes.batch()
 
-    def scores(queries: Rows, dampings: Sequence[Damping]) -> Array:
+    def sums(queries: Rows, dampings: Sequence[Damping], included: Array) -> Array:
+        weights = torch.from_numpy(included)
         with capture.task.watching():
-            made = [matrix(capture, metric, queries, rows, batch, 1 / len(rows)) for metric in curved.metrics(dampings)]
-        return np.concatenate(made).reshape(len(dampings), len(queries), len(rows))
+            made = [totals(capture, metric, queries, rows, batch, weights) for metric in curved.metrics(dampings)]
+        together = torch.cat(made).reshape(len(dampings), len(queries), len(included))
+        return together.numpy(force=True) / len(rows)
 
-    return choose(wish, curved.usual, scores, rows)
+    return choose(wish, curved.usual, sums, rows)
 
 
 class Curved(Protocol):

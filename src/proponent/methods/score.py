@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +22,6 @@ from proponent.curvature.metric import Metric
 from proponent.curvature.queries import Meter, Queries
 from proponent.errors import InputError
 from proponent.rows import Rows
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 CACHED = 2**24
 """Bytes of layer inputs and output gradients that a batch holds, so that most of them stay in a processor's cache."""
@@ -108,11 +105,24 @@ def stream(
         yield at, out
 
 
-def matrix(capture: Capture, metric: Metric, query: Rows, train: Rows, batch: int, scale: float) -> Array:
-    """All scores at once, (q, n); of a metric that stands for several, (several q, n)."""
-    queries = prepare(capture, metric, query, batch)
-    made = [scores.numpy(force=True).copy() for _, scores in stream(capture, queries, train, train.parts(batch), scale)]
-    return np.concatenate(made, axis=1)
+def totals(capture: Capture, metric: Metric, query: Rows, train: Rows, batch: int, weights: Tensor) -> Tensor:
+    """Weighted sums of the scores of all training examples, scale 1: (q, s); of a metric that stands for several, (several q, s).
+
+    Products are summed before they are combined, and no matrix of pairs is made. What is not finite counts as 0.
+
+    Args:
+        weights: (s, n).
+    """
+    task, queries = capture.task, prepare(capture, metric, query, batch)
+    made = torch.zeros(*queries.shape, len(weights), dtype=torch.float64, device=task.device)
+    for at in train.parts(batch):
+        held = torch.zeros((*queries.shape, at.stop - at.start), dtype=task.precision, device=task.device)
+        losses = capture.each(task.batch(train, at), task.losses, _meet(queries, held, None))
+        finite = losses.isfinite() & held.sum(0).isfinite()
+        if not bool(finite.all()):
+            held[..., ~finite] = 0.0
+        made += (held @ weights[:, at].to(held).T).double()
+    return torch.nan_to_num(queries.finish(made).neg_(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def stream_forward(
