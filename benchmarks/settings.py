@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -402,16 +403,18 @@ def _removed(n: int) -> Array:
 
 
 def _ceilings(truth: Ledger) -> str:
-    """A perfect predictor's score by truths of other repeats, from the variances within and between halves."""
+    """A perfect predictor's score by truths of other repeats, from variances within and between halves: of normal scores, so
+    that the few longest losses are not all that counts. Beyond one repeat long tails cost more than this says."""
     count = len(truth) // SUBSETS
     if count == 1:
         return "unknown"
-    measured = truth.measured.reshape(count, SUBSETS, -1)
+    scores = norm.ppf((rankdata(truth.measured, axis=0) - 0.5) / len(truth))
+    measured = scores.reshape(count, SUBSETS, -1)
     noise = measured.var(0, ddof=1).mean(0)
     effect = np.maximum(measured.mean(0).var(0, ddof=1) - noise / count, 0)
     known = (effect > 0) | (noise > 0)
     share = lambda repeats: effect[known] / (effect + noise / repeats)[known]  # noqa: E731
-    ceiling = {r: expected_spearman(np.sqrt(share(r)), SUBSETS).mean() for r in (1, 5, 20, 50, 100)}
+    ceiling = {r: expected_spearman(np.sqrt(share(r)), SUBSETS).mean() for r in (1, 5, 10, 20, 50, 100)}
     return ", ".join(f"{repeats} {value:.3f}" for repeats, value in ceiling.items())
 
 

@@ -148,6 +148,28 @@ def test_a_perfect_predictor_scores_its_ceiling(repeats, noise):
     assert np.mean(ceilings) == pytest.approx(np.mean(scores), abs=0.01)
 
 
+@pytest.mark.parametrize("repeats", [2, 5])
+@pytest.mark.parametrize("noise", [1.0, 3.0, 10.0])
+def test_long_tails_do_not_lower_the_ceiling(repeats, noise):
+    """Losses of a network: a monotone function of what is normal, of which the largest few make most of the variance."""
+    rng = np.random.default_rng(repeats)
+    which = np.repeat(np.arange(100), repeats)
+    clean = rng.normal(size=(100, 500))
+    z = (clean[which] + np.sqrt(noise) * rng.normal(size=(len(which), 500))) / np.sqrt(1 + noise)
+    measured = np.exp(2 * z)
+    score = spearman_of(clean.T, measured.reshape(100, repeats, 500).mean(axis=1).T).mean()
+    assert noise_ceiling(measured, which).mean() == pytest.approx(score, abs=0.015)
+
+
+def test_hits_and_misses_keep_their_variances():
+    rng = np.random.default_rng(1)
+    which = np.repeat(np.arange(100), 5)
+    clean = rng.uniform(0.1, 0.9, size=(100, 400))
+    measured = (rng.uniform(size=(500, 400)) < clean[which]).astype(float)
+    score = spearman_of(clean.T, measured.reshape(100, 5, 400).mean(axis=1).T).mean()
+    assert noise_ceiling(measured, which).mean() == pytest.approx(score, abs=0.03)
+
+
 def test_the_score_of_the_planted_effects_is_its_ceiling():
     scores, ceilings = [], []
     for seed in range(12):
