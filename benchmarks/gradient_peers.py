@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--limit", type=int, default=600, help="seconds for all repetitions together")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", type=Path, help="a state dict to load into the model")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the scores, CASE-PEER.npy")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -271,6 +272,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     case = CASES[args.case]()
     model = case.make()
+    if args.weights:
+        model.load_state_dict(torch.load(args.weights, weights_only=True))
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(args.limit)
     found: dict[str, Any] = {}

@@ -11,8 +11,8 @@ time      from a trained model and tensors in memory to all scores. Each project
 products  ⟨Pg, Pg′⟩ of 1,000 training examples with 200 queries: root mean square of its error over ‖g‖‖g′‖, times √k, which for a
           Gaussian matrix is 1 where gradients are orthogonal; and the correlation with ⟨g, g′⟩.
 accuracy  linear datamodeling score (LDS) against the bank of `banks.py` with the margin as measurement: 100 random halves, each
-          retrained under `--bank-repeats` seeds; of one model and of the mean of three, by ridge, and beside other methods. The
-          ridge is read off the same halves that judge it.
+          retrained under `--bank-repeats` seeds; of one model and of the mean of three, by ridge, and beside other methods and
+          traker, of one model. The ridge is read off the same halves that judge it.
 """
 
 from __future__ import annotations
@@ -155,7 +155,23 @@ def accuracy(args: argparse.Namespace) -> None:
         found = [pp.evaluate.lds(scores, truth.ledger) for scores in (first, mean)]
         cells = " ".join(f"{f'{f.mean:.3f} [{f.lower:+.3f}, {f.upper:+.3f}]':>22s}" for f in found)
         print(f"  {name:32s} {cells} {first.dataset.attrs.get('effective_dimension', '')!s:>20s}", flush=True)
+    for peer in args.peers:
+        found = [pp.evaluate.lds(_of_peer(peer, tasks[0], train, query, args), truth.ledger)]
+        print(f"  {peer:32s} {f'{found[0].mean:.3f} [{found[0].lower:+.3f}, {found[0].upper:+.3f}]':>22s}", flush=True)
     print(f"  {'noise ceiling':32s} {found[0].ceiling:.3f}")
+
+
+def _of_peer(peer: str, task: pp.Task, train: Any, query: Any, args: argparse.Namespace) -> Any:
+    """A peer's scores of the bank's first model; the case's data are the bank's, with more queries."""
+    case, weights = CASES["mlp"](), Path(args.out) / "bank-model.pt"
+    assert torch.equal(case.train[0], train[0]) and torch.equal(case.query[0][: len(query[0])], query[0])
+    torch.save(task.net.state_dict(), weights)
+    options = ["--repeat", "1", "--limit", str(args.limit), "--threads", str(args.threads), "--out", args.out]
+    command = [args.peer_python, str(HERE / "gradient_peers.py"), "mlp", peer, *options, "--weights", str(weights)]
+    found = run(command)
+    assert "error" not in found, found
+    scores = np.load(Path(args.out) / f"mlp-{peer}.npy")[: len(query[0])]
+    return pp.Attribution.of(scores, query=range(len(query[0])), train=range(len(train[0])), method=peer)
 
 
 def main() -> None:
@@ -179,7 +195,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(args.one, args.repeat)))
         return
-    if args.peers and "time" in args.parts:
+    if args.peers and {"time", "accuracy"} & set(args.parts):
         try:
             subprocess.run([args.peer_python, "-c", "import trak"], capture_output=True, check=True)
         except (OSError, subprocess.CalledProcessError):

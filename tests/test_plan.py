@@ -75,12 +75,29 @@ def test_auto_takes_what_it_can_and_has_the_patience_for(monkeypatch):
     made = pp.plan(custom, train, train)
     assert made.choice == "graddot" and "can't: a loss that cannot draw" in made.of("ekfac")["note"]
     assert "needs checkpoints" in made.of("tracin")["note"] and "auto takes graddot" in repr(made)
-    assert pp.plan(task, train, train, checkpoints=[task.model.state_dict()]).choice == "tracin"
+    run = [task.model.state_dict()] * 3
+    over = pp.plan(task, train, train, checkpoints=run)
+    assert over.choice == "ekfac" and "at each of 3 checkpoints" in over.reason
+    assert pp.plan(custom, train, train, checkpoints=run).choice == "tracin"
     assert pp.plan(task, train, train).choice == "ekfac"
     monkeypatch.setattr(planning, "PATIENCE", 1e-9)
     impatient = pp.plan(task, train, train)
     seconds = {name: impatient.of(name)["seconds"] for name in planning.PREFERRED}
     assert impatient.choice == min(seconds, key=seconds.get)
+
+
+@pytest.mark.parametrize("name", ["auto", "kfac", "graddot", "ggn"])
+def test_checkpoints_make_an_ensemble_of_any_method(name, tmp_path):
+    torch.manual_seed(0)
+    task, train, query = pp.Task(nn.Linear(3, 2)), data(), data(5)
+    run = [nn.Linear(3, 2).state_dict() for _ in range(3)]
+    spec = pp.GradDot() if name == "graddot" else pp.Influence(curvature="ekfac" if name == "auto" else name)
+    want = pp.Ensemble(spec, run, balanced=True).fit(task, train).score(query).dataset.score
+    for out in (None, tmp_path / "scores.zarr"):
+        got = pp.attribute(task, train, query, name, out=out, checkpoints=run)
+        assert np.allclose(got.dataset.score, want, rtol=1e-4, atol=1e-7)
+        assert got.method.endswith("balanced mean of 3 models")
+    assert np.allclose(pp.Attribution.load(tmp_path / "scores.zarr").dataset.score, want, rtol=1e-4, atol=1e-7)
 
 
 def test_recipes_have_a_plan_too():

@@ -115,7 +115,10 @@ def attribute(
     ] = "auto",
     out: Annotated[str | None, typer.Option(help="The run directory; runs/NAME by default.")] = None,
     checkpoints: Annotated[
-        str | None, typer.Option(help="Of one training run, for tracin: a pattern in quotes, 'ckpt/*.safetensors'.")
+        str | None,
+        typer.Option(
+            help="Of one training run: a pattern in quotes, 'ckpt/*.safetensors'. The mean over them is closer to retraining."
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="At every checkpoint; otherwise the checkpoints' own metadata.")

@@ -33,6 +33,10 @@ def options_of(settings: Settings, experiment: Experiment) -> dict[str, Any]:
         options["checkpoints"] = matching(settings.checkpoints)
     elif settings.method == "tracin":
         options["checkpoints"] = experiment.call("checkpoints") or []
+    if settings.learning_rate is not None and settings.method not in ("tracin", "auto"):
+        raise InputError(
+            f"a learning rate for {settings.method}", "one for tracin", "add --method tracin, or leave it out"
+        )
     if "checkpoints" in options:
         rates = settings.learning_rate or experiment.call("learning_rates")
         options |= {} if rates is None else {"learning_rates": rates}

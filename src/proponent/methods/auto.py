@@ -41,8 +41,9 @@ def attribute(
             "leave_one_out", "influence", "knn_shapley". The result's `reason` says why "auto" chose what it did, and
             `predicted_seconds`, `predicted_memory_mb` beside `seconds`, `memory_mb` how good the plan was.
         out: a path to stream the scores to.
-        options: of a task: damping, weight_decay, shortcut, query_rank, solver (as in `Influence`), checkpoints and
-            learning_rates (as in `TracIn`), batch_size.
+        options: of a task: damping, weight_decay, shortcut, query_rank, solver (as in `Influence`), checkpoints of
+            the training run (of which every method but TracIn takes the balanced mean, see `Ensemble`), learning_rates (as in
+            `TracIn`), batch_size.
 
     Raises:
         InputError: an unknown method or option.
@@ -97,16 +98,27 @@ def _task_scores(
 
 
 def gradient_method(name: str, options: Mapping[str, Any]) -> Any:
-    """The specification of a method for tasks, with the options that concern it."""
+    """The specification of a method for tasks, with the options that concern it; the mean over checkpoints that are given."""
+    checkpoints = options.get("checkpoints")
+    if name == "tracin":
+        from proponent.methods.tracin import TracIn
+
+        if not checkpoints:
+            raise InputError("TracIn without checkpoints", "checkpoints=[…] of the training run", "pass their paths")
+        batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
+        return TracIn(checkpoints, options.get("learning_rates"), **batch)
+    spec = _of_one_model(name, options)
+    if not checkpoints:
+        return spec
+    from proponent.methods.ensemble import Ensemble
+
+    return Ensemble(spec, checkpoints, balanced=True)
+
+
+def _of_one_model(name: str, options: Mapping[str, Any]) -> Any:
     batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
     if name in ("graddot", "gradcos"):
         from proponent.methods.grad_dot import GradCos, GradDot
 
         return (GradDot if name == "graddot" else GradCos)(**batch)
-    if name == "tracin":
-        from proponent.methods.tracin import TracIn
-
-        if not options.get("checkpoints"):
-            raise InputError("TracIn without checkpoints", "checkpoints=[…] of the training run", "pass their paths")
-        return TracIn(options["checkpoints"], options.get("learning_rates"), **batch)
     return influence_of(name, options)

@@ -98,18 +98,20 @@ class FittedEnsemble:
     fitted: Sequence[Any]
     balanced: bool = False
 
-    def score(self, query: Any, **options: Any) -> Attribution:
+    def score(self, query: Any, *, out: str | Path | None = None, **options: Any) -> Attribution:
         """Mean scores of all training examples for queries.
 
         Args:
             query: as for each model's own `score`.
-            options: of that.
+            out: a zarr path where the mean is written, once it is there.
+            options: of each model's own `score`.
         """
         queries = Rows.of(query)
         first = self.fitted[0].score(queries, **options).dataset
         later = (one.score(queries, **options).dataset["score"] for one in self.fitted[1:])
         mean = self._mean(itertools.chain([first["score"]], later))
-        return Attribution(first[["score"]].assign(score=mean).assign_attrs(self._named(first.attrs)))
+        made = Attribution(first[["score"]].assign(score=mean).assign_attrs(self._named(first.attrs)))
+        return made if out is None else Attribution.load(made.save(out))
 
     def self_influence(self) -> Values:
         """Mean of each model's."""

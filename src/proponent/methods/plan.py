@@ -24,7 +24,7 @@ WHY = {
     "ekfac": "influence with EK-FAC curvature: the closest to retraining of the methods that need one trained model only",
     "kfac": "influence with K-FAC curvature: EK-FAC would take too long or can't be had",
     "graddot": "gradient dot products: no curvature can be had in the time",
-    "tracin": "TracIn: checkpoints of the training run were given",
+    "tracin": "TracIn over the checkpoints: curvature at each of them would take too long or can't be had",
 }
 
 
@@ -106,13 +106,15 @@ def _row(name: str, probe: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _choose(table: pd.DataFrame, options: Mapping[str, Any]) -> tuple[str, str]:
     seconds = dict(zip(table["method"], table["seconds"], strict=True))
-    order = ("tracin", *PREFERRED) if options.get("checkpoints") else PREFERRED
+    several = len(options.get("checkpoints") or ())
+    order = (*PREFERRED[:-1], "tracin", *PREFERRED[-1:]) if several else PREFERRED
     can = [name for name in order if name in seconds and seconds[name] == seconds[name]]
     if not can:
         name = str(table["method"].iloc[0])
         return name, "the only method that was asked about"
     name = next((n for n in can if seconds[n] <= PATIENCE), min(can, key=lambda n: seconds[n]))
-    return name, f"{WHY[name]}; {seconds[name]:.2g} s predicted on this machine."
+    over = f", at each of {several} checkpoints" if several and name != "tracin" else ""
+    return name, f"{WHY[name]}{over}; {seconds[name]:.2g} s predicted on this machine."
 
 
 def _plan_of_recipe(recipe: Any, train: Any) -> Plan:

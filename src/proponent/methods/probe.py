@@ -83,7 +83,7 @@ class Probe:
             else:
                 cost, metric = Cost(), Identity()
             cost = cost + self._scores(metric, cosine=name == "gradcos")
-        members = len(options["checkpoints"]) if name == "tracin" else 1
+        members = len(options.get("checkpoints") or (1,))
         return self.opened + members * (cost.fixed + cost.each * len(self.train)) + self._writing()
 
     def _writing(self) -> float:
