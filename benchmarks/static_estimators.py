@@ -41,8 +41,9 @@ def decay(of: Setting) -> float:
 
 
 def ggn(of: Setting, damping: Any, rows: int = ROWS) -> Any:
-    """Exact where the matrix can be formed, through its longest gradients otherwise."""
-    solver = pp.Explicit() if of.name.startswith("mnist-logistic") else pp.Dual(rows=rows)
+    """Exact where the matrix can be formed for one model, through its longest gradients otherwise."""
+    small = of.name.startswith("mnist-logistic") and rows == ROWS
+    solver = pp.Explicit() if small else pp.Dual(rows=rows)
     return pp.Influence(curvature="ggn", solver=solver, damping=damping, weight_decay=decay(of))
 
 
@@ -55,7 +56,14 @@ def ekfac(of: Setting, damping: Any, rows: int = ROWS) -> Any:
     return pp.Influence(curvature="ekfac", damping=damping, weight_decay=decay(of))
 
 
+def gradients(of: Setting, damping: Any, rows: int = ROWS) -> Any:
+    """No curvature: the mean over checkpoints is then TracIn with equal rates, but balanced. No damping is chosen."""
+    return pp.Influence(curvature="identity")
+
+
 METHODS: dict[str, Callable[..., Any]] = {"ggn": ggn, "ekfac": ekfac, "empirical": empirical}
+PLAIN: dict[str, Callable[..., Any]] = {**METHODS, "gradients": gradients}
+"""Of which the mean over checkpoints can be taken; without curvature, with --only-checkpoints."""
 
 PEERS: dict[str, list[tuple[str, Any]]] = {
     "ekfac": [("kronfluence, 1e-8", 1e-8), ("kronfluence, .1 × mean", pp.Damping(0.1, scale="mean"))],
@@ -112,6 +120,7 @@ def run(of: Setting, name: str, models: int) -> None:
         thin = _mean(method(of, damping), few, train, query, method(of, damping).fit(few[0], train).score(query))
         _print(f"one model, mean of {THINNED} thinned copies of it", thin, of, truth)
         _print("the same, against one model of each half", thin, of, single)
+    if not of.noise_free:
         over_training(of, name, models, auto)
     if len(own) > 1:
         mean = _mean(method(of, damping), own, train, query, first)
@@ -137,9 +146,10 @@ def over_training(of: Setting, name: str, models: int, auto: Any) -> None:
     for count, run in enumerate(of.trajectories(models), 1):
         for at, module in enumerate(run):
             task = pp.Task(module, loss=loss, measurement=of.measurement)
-            fitted = METHODS[name](of, auto if count == 1 else dampings[at], FEWER).fit(task, train)
+            fitted = PLAIN[name](of, auto if count == 1 else dampings[at], FEWER).fit(task, train)
             if count == 1:
-                dampings.append(pp.Damping(choice(fitted)["value"], scale=choice(fitted)["scale"]))
+                found = fitted.facts.get("damping_choice", {"value": 0.0, "scale": "absolute"})
+                dampings.append(pp.Damping(found["value"], scale=found["scale"]))
             scores = fitted.score(query).dataset["score"].to_numpy()
             deviation = scores.std(1, keepdims=True)
             total, sizes = total + scores / deviation, sizes + deviation
@@ -174,12 +184,19 @@ def _print(what: str, scores: Any, of: Setting, truth: Any) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(PLAIN))
     parser.add_argument("--models", type=int, default=10)
+    parser.add_argument("--only-checkpoints", action="store_true", help="the means over checkpoints alone")
     args = parser.parse_args(argv)
     for name in args.settings:
         for method in args.methods:
-            run(setting(name), method, args.models)
+            of = setting(name)
+            if args.only_checkpoints:
+                print(f"\n{name}, {method}", flush=True)
+                auto = pp.AutoDamping(ledger=of.tuning(), queries=tensors(of.tuning_query))
+                over_training(of, method, args.models, auto)
+            else:
+                run(of, method, args.models)
 
 
 if __name__ == "__main__":
