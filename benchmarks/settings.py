@@ -376,12 +376,21 @@ def check(of: Setting, count: int = 10) -> None:
         print(f"{name:24}{interval:>24}{found.ceiling:9.3f}{found.of_ceiling:8.1%}{found.slope:8.2f}", flush=True)
     if of.noise_free:
         _newton(of)
+    elif _left_out(of):
+        _between(of)
     for how in _left_out(of):
         print(f"{f'left out, {how}':24}{'Pearson':>24}{'Spearman':>9}{'slope':>8}")
         for name, attribution in attributions:
             one = pp.evaluate.loo_correlation(attribution, of.left_out(how))
             interval = f"{one.pearson:.3f} [{one.pearson_lower:+.3f}, {one.pearson_upper:+.3f}]"
             print(f"{name:24}{interval:>24}{one.spearman:9.3f}{one.slope:8.2f}", flush=True)
+
+
+def _between(of: Setting) -> None:
+    """How well the effects of rows whose batches stay tell those of rows that are taken out of a sequence of batches."""
+    effects = {how: ledger.measured[:1] - ledger.measured[1:] for how in LEFT_OUT[:2] for ledger in [of.left_out(how)]}
+    each = [np.corrcoef(a, b)[0, 1] for a, b in zip(*(e.T for e in effects.values()), strict=True)]
+    print(f"{' against '.join(effects)}: Pearson {np.mean(each):.3f}", flush=True)
 
 
 def _newton(of: Setting) -> None:

@@ -54,7 +54,7 @@ def dual(task: Any, train: Any, query: Any) -> None:
 def cg(task: Any, train: Any, query: Any) -> None:
     for share in SHARES:
         for name in ("ekfac", "nystrom", "none"):
-            _solve(f"cg, {name}", pp.CG(1e-3, most=150, preconditioner=name, rank=300), share, task, train, query)
+            _solve(f"cg, {name}", pp.CG(1e-3, most=200, preconditioner=name), share, task, train, query)
 
 
 def lissa(task: Any, train: Any, query: Any) -> None:
@@ -63,7 +63,7 @@ def lissa(task: Any, train: Any, query: Any) -> None:
         solver = pp.LiSSA(depth=depth, batch=batch)
         _solve(f"lissa, {depth:,} batches of {batch:,}", solver, share, task, train, query)
     for tolerance in (0.3, 0.1, 0.03):
-        _solve(f"cg to {tolerance}", pp.CG(tolerance, rank=300), share, task, train, query)
+        _solve(f"cg to {tolerance}", pp.CG(tolerance), share, task, train, query)
 
 
 def peers(task: Any, train: Any, query: Any) -> None:

@@ -44,22 +44,27 @@ class Explicit:
         return problem.solved(lambda rhs: Solution(solve(rhs), nothing.expand(len(rhs)), 0)), {}
 
 
+EACH, MOST = 5, 300
+"""Rank of a Nyström preconditioner for each vector that is solved for, and at most."""
+
+
 @dataclass(frozen=True)
 class CG:
-    """Conjugate gradients for all queries side by side.
+    """Block conjugate gradients: all queries' solutions are sought in the space that their directions span together.
 
     Args:
         tolerance: of ‖(A + λ) u − g‖ / ‖g‖; what was reached is in the result as `residual`.
         most: iterations, a pass over the training examples each.
         preconditioner: "nystrom" (products with random directions, one pass for all), "ekfac" or "none"; by default "nystrom",
             of a Hessian, whose negative eigenvalues that cannot be, "none".
-        rank: of the Nyström preconditioner; less where so many directions do not fit in half a gibibyte.
+        rank: of the Nyström preconditioner; by default five for every query solved together, at most 300, so that it costs no
+            more than a few passes do. Less where so many directions do not fit in half a gibibyte.
     """
 
     tolerance: float = 1e-4
     most: int = 200
     preconditioner: str = "auto"
-    rank: int = 300
+    rank: int | None = None
     name: ClassVar[str] = "cg"
 
     def __post_init__(self) -> None:
@@ -67,10 +72,11 @@ class CG:
             raise InputError(f"preconditioner {self.preconditioner!r}", "'nystrom', 'ekfac' or 'none'", "choose one")
 
     def metric(self, problem: Problem, damping: float) -> tuple[Metric, Facts]:
-        times, precondition = problem.times(damping), self._preconditioner(problem, damping)
+        times = problem.times(damping)
         facts: Facts = {"passes": []}
 
         def solve(rhs: Tensor) -> Solution:
+            precondition = self._preconditioner(problem, damping, len(rhs))
             found = solvers.conjugate_gradients(times, rhs, precondition, self.tolerance, self.most)
             facts["passes"].append(found.passes)
             worst = float(torch.nan_to_num(found.residual, nan=0.0).max())
@@ -85,12 +91,12 @@ class CG:
 
         return problem.solved(solve), facts
 
-    def _preconditioner(self, problem: Problem, damping: float) -> Product:
+    def _preconditioner(self, problem: Problem, damping: float, vectors: int) -> Product:
         if self.preconditioner == "ekfac":
             return problem.by_ekfac(damping)
         if self.preconditioner == "none" or (self.preconditioner == "auto" and not problem.positive):
             return lambda v: v.clone()
-        found = problem.sketch(self.rank)
+        found = problem.sketch(self.rank or min(EACH * vectors, MOST))
         return lambda v: found.precondition(v, damping)
 
 

@@ -161,11 +161,14 @@ class Problem:
         return self.kept[most]
 
     def sketch(self, rank: int, seed: int = 0) -> LowRank:
-        """A Nyström approximation, found once, of as many directions as SKETCH bytes hold."""
-        rank = max(1, min(rank, SKETCH // (4 * self.coordinates.size)))
-        if rank not in self.sketches:
-            self.sketches[rank] = nystrom(self.operator.times, self.coordinates.size, rank, self.like, seed)
-        return self.sketches[rank]
+        """A Nyström approximation of as many directions as SKETCH bytes hold; one of more, if it is there already."""
+        size = self.coordinates.size
+        rank = max(1, min(rank, size, SKETCH // (4 * size)))
+        best = max(self.sketches, default=0)
+        if best < rank:
+            best = rank
+            self.sketches[rank] = nystrom(self.operator.times, size, rank, self.like, seed)
+        return self.sketches[best]
 
     def solved(self, solve: Callable[[Tensor], Solution]) -> Solved:
         """A metric of this problem."""
