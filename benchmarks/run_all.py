@@ -29,7 +29,7 @@ SCRIPTS = (
     "settings.py",
     "static_estimators.py",
     "solvers.py",
-    "trak.py",
+    "trak_time.py",
 )
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def gradients(of: Setting, damping: Any, rows: int = ROWS) -> Any:
 
 METHODS: dict[str, Callable[..., Any]] = {"ggn": ggn, "ekfac": ekfac, "empirical": empirical}
 PLAIN: dict[str, Callable[..., Any]] = {**METHODS, "gradients": gradients}
-"""Of which the mean over checkpoints can be taken; without curvature, with --only-checkpoints."""
+"""Of which the mean over checkpoints can be taken; without curvature, with --checkpoints only."""
 
 PEERS: dict[str, list[tuple[str, Any]]] = {
     "ekfac": [("kronfluence, 1e-8", 1e-8), ("kronfluence, .1 × mean", pp.Damping(0.1, scale="mean"))],
@@ -87,7 +87,7 @@ def choice(fitted: Any) -> dict[str, Any]:
     return dict(fitted.facts["damping_choice"])
 
 
-def run(of: Setting, name: str, models: int) -> None:
+def run(of: Setting, name: str, models: int, checkpoints: bool) -> None:
     """Print one method's table in one setting."""
     method, truth, single = METHODS[name], of.truth(), of.truth(1)
     train, query = tensors(of.train), tensors(of.query)
@@ -120,7 +120,7 @@ def run(of: Setting, name: str, models: int) -> None:
         thin = _mean(method(of, damping), few, train, query, method(of, damping).fit(few[0], train).score(query))
         _print(f"one model, mean of {THINNED} thinned copies of it", thin, of, truth)
         _print("the same, against one model of each half", thin, of, single)
-    if not of.noise_free:
+    if checkpoints and not of.noise_free:
         over_training(of, name, models, auto)
     if len(own) > 1:
         mean = _mean(method(of, damping), own, train, query, first)
@@ -186,17 +186,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(PLAIN))
     parser.add_argument("--models", type=int, default=10)
-    parser.add_argument("--only-checkpoints", action="store_true", help="the means over checkpoints alone")
+    parser.add_argument(
+        "--checkpoints", choices=["with", "without", "only"], default="with", help="means over checkpoints"
+    )
     args = parser.parse_args(argv)
     for name in args.settings:
         for method in args.methods:
             of = setting(name)
-            if args.only_checkpoints:
+            if args.checkpoints == "only":
                 print(f"\n{name}, {method}", flush=True)
                 auto = pp.AutoDamping(ledger=of.tuning(), queries=tensors(of.tuning_query))
                 over_training(of, method, args.models, auto)
             else:
-                run(of, method, args.models)
+                run(of, method, args.models, args.checkpoints == "with")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import proponent as pp
 from proponent.capture.gradients import Capture
 from proponent.curvature.gram import DualMetric, DualPath, solve
 from proponent.errors import InputError
-from proponent.methods.damping_choice import agreement
+from proponent.methods.damping_choice import _cautious, agreements
 from proponent.methods.score import prepare, stream, totals
 from proponent.retrain.subsets import halves
 from proponent.rows import Rows
@@ -81,13 +81,21 @@ def test_the_run_and_the_spectrum_are_the_next_best():
     assert "damping_choice" not in same.dataset.attrs
 
 
-def test_agreement_is_the_mean_rank_correlation():
+def test_agreement_is_the_rank_correlation():
     exact = np.random.default_rng(0).normal(size=(20, 3))
-    assert agreement(exact, np.exp(exact)) == pytest.approx(1.0)
-    assert agreement(-exact, exact) == pytest.approx(-1.0)
+    assert agreements(exact, np.exp(exact)) == pytest.approx(np.ones(3))
+    assert agreements(-exact, exact) == pytest.approx(-np.ones(3))
     flat = exact.copy()
     flat[:, 0] = 1.0
-    assert agreement(exact, flat) == pytest.approx(1.0)  # a query that does not vary says nothing
+    assert agreements(exact, flat) == pytest.approx([0, 1, 1])  # a query that does not vary says nothing
+
+
+def test_a_flat_curve_leaves_the_usual_damping():
+    level, apart = np.linspace(0.1, 0.5, 40), 0.05 * (-1.0) ** np.arange(40)  # a standard error of .008
+    found = {1e-3: level, 1e-2: level - 0.003 + apart, 0.1: level - 0.003 + apart, 1.0: level - 0.2 + apart}
+    assert _cautious(1e-3, 0.1, found) == 0.1
+    assert _cautious(1e-3, 1.0, found) == 0.1  # 1.0 itself is worse for certain
+    assert _cautious(1e-3, 1e-3, found) == 1e-3
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])

@@ -73,23 +73,35 @@ def _by_models(auto: AutoDamping, usual: Damping, sums: Sums, train: Rows) -> Ch
     if ledger is None:
         ledger = _retrained(auto, train)
     included, measured = _truth(ledger, train, len(queries))
-    found: dict[float, float] = {}
+    found: dict[float, Array] = {}
     coarse = [usual.value * 10 ** (k / 2) for k in STEPS]
 
     def try_(values: Sequence[float]) -> None:
         made = sums(queries, [replace(usual, value=v) for v in values], included)
-        found.update({v: agreement(one.T, measured) for v, one in zip(values, made, strict=True)})
+        found.update({v: agreements(one.T, measured) for v, one in zip(values, made, strict=True)})
 
     try_(coarse)
-    try_(_around(found))
-    best = _peak(found)
+    try_(_around({v: float(each.mean()) for v, each in found.items()}))
+    heights = {v: float(found[v].mean()) for v in sorted(found)}
+    best = _cautious(_peak(heights), usual.value, found)
     left = 1 - float((included > 0).mean())
     reason = (
-        f"Of {len(found)} dampings the one whose scores agree best with {len(included)} models retrained without "
-        f"{left:.0%} of the training examples: mean rank correlation {max(found.values()):.3f} over {len(queries)} queries."
+        f"Of {len(found)} dampings the one nearest to the usual whose scores agree as well as any with {len(included)} models "
+        f"retrained without {left:.0%} of the training examples: mean rank correlation up to {max(heights.values()):.3f} over "
+        f"{len(queries)} queries."
     )
-    order = sorted(found)
-    return Choice(replace(usual, value=best), reason, tuple(order), tuple(round(found[v], 5) for v in order))
+    return Choice(replace(usual, value=best), reason, tuple(heights), tuple(round(h, 5) for h in heights.values()))
+
+
+def _cautious(peak: float, usual: float, found: dict[float, Array]) -> float:
+    """The peak, or what is nearest to the usual damping of all that is within a standard error of the best.
+
+    A few noisy models tell little between dampings where the curve is flat, and its highest point may lie far out.
+    """
+    best = max(found.values(), key=lambda each: float(each.mean()))
+    lost = {v: best - each for v, each in found.items()}
+    alike = [v for v, d in lost.items() if d.mean() <= d.std(ddof=1) / np.sqrt(len(d))] if len(best) > 1 else []
+    return float(min([peak, *alike], key=lambda v: abs(np.log(v / usual))))
 
 
 def _retrained(auto: AutoDamping, train: Rows) -> Any:
@@ -128,16 +140,15 @@ def _truth(ledger: Any, train: Rows, queries: int) -> tuple[Array, Array]:
     return rows.astype(np.float64), np.stack(means)
 
 
-def agreement(predicted: Array, measured: Array) -> float:
-    """The mean over queries of the rank correlation over subsets, of sums of scores and measurements.
+def agreements(predicted: Array, measured: Array) -> Array:
+    """(q,) each query's rank correlation over subsets, of sums of scores and measurements; 0 where nothing varies.
 
     Args:
         predicted, measured: (S, q).
     """
     a, b = (_centred_ranks(x) for x in (predicted, measured))
     sizes = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    live = sizes > 0
-    return float(((a * b).sum(0)[live] / sizes[live]).mean()) if live.any() else 0.0
+    return np.asarray((a * b).sum(0) / np.where(sizes > 0, sizes, 1.0))
 
 
 def _centred_ranks(columns: Array) -> Array:

@@ -1,6 +1,6 @@
 """TRAK: its time with every projection, over the floor and beside traker; how well inner products are kept; LDS by ridge.
 
-    PROPONENT_DATA=… python benchmarks/trak.py [--parts time products accuracy] [--threads 2] [--repeat 3] [--peers traker-4096]
+    PROPONENT_DATA=… python benchmarks/trak_time.py [--parts time products accuracy] [--threads 2] [--repeat 3] [--peers traker-4096]
 
 The perceptron 784-128-64-10 on 5,000 images of Fashion-MNIST, 500 test images as queries, k = 4,096.
 
@@ -165,7 +165,7 @@ def _of_peer(peer: str, task: pp.Task, train: Any, query: Any, args: argparse.Na
     """A peer's scores of the bank's first model; the case's data are the bank's, with more queries."""
     case, weights = CASES["mlp"](), Path(args.out) / "bank-model.pt"
     assert torch.equal(case.train[0], train[0]) and torch.equal(case.query[0][: len(query[0])], query[0])
-    torch.save(task.net.state_dict(), weights)
+    torch.save({name: w.detach().clone() for name, w in task.net.state_dict().items()}, weights)
     options = ["--repeat", "1", "--limit", str(args.limit), "--threads", str(args.threads), "--out", args.out]
     command = [args.peer_python, str(HERE / "gradient_peers.py"), "mlp", peer, *options, "--weights", str(weights)]
     found = run(command)
