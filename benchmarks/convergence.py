@@ -81,12 +81,12 @@ def draw(found: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Both axes are logarithmic."""
     left, top, wide, high, top_cost, least = 70, 40, 460, 360, 4.2, -13
     x = lambda cost: left + wide * math.log10(cost) / top_cost  # noqa: E731
-    y = lambda error: top + high * (1 - math.log10(max(error, 10**least))) / (1 - least)  # noqa: E731
+    y = lambda error: top + high * (2 - math.log10(max(error, 10**least))) / (2 - least)  # noqa: E731
     parts = [label_at(left, 22, "Relative error of scores, by solver", "start", "title")]
     for k in range(5):
         parts.append(f'<line class="grid" x1="{x(10**k):.1f}" x2="{x(10**k):.1f}" y1="{top}" y2="{top + high}"/>')
         parts.append(label_at(x(10**k), top + high + 18, f"{10**k:,}", "middle", "tick"))
-    for k in range(0, least - 1, -2):
+    for k in range(2, least - 1, -2):
         parts.append(f'<line class="grid" x1="{left}" x2="{left + wide}" y1="{y(10**k):.1f}" y2="{y(10**k):.1f}"/>')
         parts.append(label_at(left - 8, y(10.0**k) + 4, "1" if k == 0 else f"1e{k}", "end", "tick"))
     for at, (name, curve) in enumerate(found.items()):

@@ -1,6 +1,6 @@
 """TRAK: its time with every projection, over the floor and beside traker; how well inner products are kept; LDS by ridge.
 
-    PROPONENT_DATA=… python benchmarks/trak_time.py [--parts time products accuracy] [--threads 2] [--repeat 3] [--peers traker-4096]
+    PROPONENT_DATA=… python benchmarks/trak_time.py [--parts time products accuracy] [--threads 2] [--peers traker-4096]
 
 The perceptron 784-128-64-10 on 5,000 images of Fashion-MNIST, 500 test images as queries, k = 4,096.
 
