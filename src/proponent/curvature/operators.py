@@ -41,24 +41,12 @@ class Operator(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Moment:
-    """The mean over examples of the outer products of gradients.
-
-    Args:
-        capture: how gradients are taken.
-        rows: training examples.
-        kind: whose `fisher` says which gradients: "exact" those of every term of the loss's output Hessian, which makes the
-            Gauss-Newton matrix; "sampled" one at a drawn target; "empirical" the one at the target as it is.
-        batch: examples captured at once.
-        per_layer: the blocks on the diagonal only.
-    """
+class MeanOverExamples:
+    """A matrix that is a mean over training examples, applied to many vectors batch by batch."""
 
     capture: Capture
     rows: Rows
-    kind: Kind
     batch: int
-    per_layer: bool = False
 
     @cached_property
     def coordinates(self) -> Coordinates:
@@ -77,6 +65,30 @@ class Moment:
         total = torch.zeros_like(vectors)
         self._add(vectors, batch, start, total)
         return total.div_(length(batch))
+
+    def _add(self, vectors: Tensor, batch: Any, start: int, total: Tensor) -> None:
+        """total += the sum over a batch that begins at example `start`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Moment(MeanOverExamples):
+    """The mean over examples of the outer products of gradients.
+
+    Args:
+        capture: how gradients are taken.
+        rows: training examples.
+        kind: whose `fisher` says which gradients: "exact" those of every term of the loss's output Hessian, which makes the
+            Gauss-Newton matrix; "sampled" one at a drawn target; "empirical" the one at the target as it is.
+        batch: examples captured at once.
+        per_layer: the blocks on the diagonal only.
+    """
+
+    capture: Capture
+    rows: Rows
+    kind: Kind
+    batch: int
+    per_layer: bool = False
 
     def _add(self, vectors: Tensor, batch: Any, start: int, total: Tensor) -> None:
         own, into = self.coordinates.split(vectors), self.coordinates.split(total)
@@ -207,7 +219,7 @@ def weighted(block: Block, weights: Tensor) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class Linearised:
+class Linearised(MeanOverExamples):
     """The exact Hessian of the mean loss, or its Gauss-Newton matrix, by differentiating twice.
 
     Args:
@@ -222,23 +234,7 @@ class Linearised:
     second: Literal["hessian", "ggn"]
     batch: int
 
-    @cached_property
-    def coordinates(self) -> Coordinates:
-        return Coordinates.of(self.capture.task)
-
-    def parts(self) -> list[slice]:
-        return self.rows.parts(self.batch)
-
-    def times(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
-        for part in self.parts():
-            total += self._sum(vectors, self.capture.task.batch(self.rows, part))
-        return total.div_(len(self.rows))
-
-    def times_of(self, vectors: Tensor, batch: Any, start: int) -> Tensor:
-        return self._sum(vectors, batch).div_(length(batch))
-
-    def _sum(self, vectors: Tensor, batch: Any) -> Tensor:
+    def _add(self, vectors: Tensor, batch: Any, start: int, total: Tensor) -> None:
         held = {name: p.detach() for name, p in self.capture.task.selected().items()}
         tangents = {n: v.view(-1, *held[n].shape) for n, v in self.coordinates.split(vectors).items()}
         # A tangent of each query goes through the whole network at once.
@@ -246,7 +242,7 @@ class Linearised:
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # of PyTorch's own decompositions
             made = _differentiated(vmap(self._product(held, batch), chunk_size=step), tangents)
-        return self.coordinates.join({n: m.flatten(1) for n, m in made.items()}, vectors)
+        total += self.coordinates.join({n: m.flatten(1) for n, m in made.items()}, vectors)
 
     def _product(self, held: dict[str, Tensor], batch: Any) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         """v ↦ A v for a sum over the batch."""
