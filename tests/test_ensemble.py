@@ -100,6 +100,18 @@ def test_in_a_balanced_ensemble_models_count_alike(name):
     assert close(fitted.self_influence().dataset.value.values, selfs)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_perturbations_of_an_ensemble_are_means_with_its_shares(balanced):
+    spec, tasks = SPECS["GradDot"], [pp.Task(model(seed, 5 + seed)) for seed in range(M)]
+    each = [spec.fit(task, TRAIN) for task in tasks]
+    sizes = np.array([f.score(QUERY).dataset.score.values.std(1) for f in each])  # (models, q)
+    shares = sizes.mean(0) / sizes if balanced else np.ones_like(sizes)
+    parts = np.array([f.perturbation(QUERY, [2, 5]).values for f in each])
+    made = FittedEnsemble(each, balanced).perturbation(QUERY, [2, 5])
+    assert made.dims == ("query", "train", "feature")
+    assert close(made.values, (shares[:, :, None, None] * parts).mean(0))
+
+
 def test_a_query_that_a_model_does_not_feel_takes_nothing_from_the_others():
     class Fixed:
         def __init__(self, scores):

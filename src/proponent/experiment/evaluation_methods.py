@@ -132,9 +132,10 @@ class Scorer:
             return recipes.run(recipe, inputs.train, inputs.query, name)[0]
         from proponent.methods.auto import gradient_method
 
-        options: dict[str, Any] = {"checkpoints": self._checkpoints()}
-        rates = experiment.call("learning_rates")
-        options |= {} if rates is None else {"learning_rates": rates}
+        options: dict[str, Any] = {}
+        if name == "tracin":  # other methods are judged by the trained model alone
+            rates = experiment.call("learning_rates")
+            options = {"checkpoints": self._checkpoints()} | ({} if rates is None else {"learning_rates": rates})
         return gradient_method(name, options).fit(experiment.subject, inputs.train).score(inputs.query)
 
     def _baseline(self, name: str) -> Result:

@@ -119,6 +119,21 @@ class FittedEnsemble:
         mean = self._mean(one["value"] for one in each)
         return Values(each[0][["value"]].assign(value=mean).assign_attrs(self._named(each[0].attrs)))
 
+    def perturbation(self, query: Any, rows: Sequence[Any], of: str | None = None) -> xr.DataArray:
+        """How the mean scores change per unit change of each input number of a training example, the models' shares kept.
+
+        Args:
+            query, rows, of: as for each model's own `perturbation`.
+        """
+        queries = Rows.of(query)
+        each = [one.perturbation(queries, rows, of) for one in self.fitted]
+        shares: list[Any] = [1.0] * len(each)
+        if self.balanced:
+            sizes = [one.score(queries).dataset["score"].std("train") for one in self.fitted]
+            shares = [sum(sizes) / len(sizes) / size.where(size > 0, 1.0) for size in sizes]
+        mean: xr.DataArray = sum(s * p for s, p in zip(shares, each, strict=True)) / len(each)
+        return mean.transpose(*each[0].dims).assign_attrs(each[0].attrs)
+
     def _mean(self, each: Iterable[xr.DataArray]) -> xr.DataArray:
         """Over the models, one after the other."""
         total: Any = 0.0
