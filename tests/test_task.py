@@ -3,6 +3,9 @@
 import copy
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,21 +254,37 @@ def test_compiled_models(how):
     torch._dynamo.reset()
 
 
+DISTRIBUTED = """
+import os, sys
+import torch
+from torch import nn
+sys.path.insert(0, sys.argv[1])
+import proponent as pp
+from test_task import close, data, scored, small, want
+
+model, train = small(), data()
+truth = want(model, train, train)
+store = torch.distributed.FileStore(sys.argv[2], 1)
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+wrapped = nn.parallel.DistributedDataParallel(model)
+wrapped.train()
+assert pp.Task(wrapped).net is pp.Task(nn.DataParallel(model)).net is model
+assert close(scored(pp.Task(wrapped), train, train), truth)
+assert all(m.training for m in wrapped.modules())
+wrapped(train[0]).sum().backward()  # it can still be trained
+assert all(p.grad is not None for p in model.parameters())
+print("done", flush=True)
+os._exit(0)
+"""
+
+
 def test_distributed_data_parallel(tmp_path):
-    model, train = small(), data()
-    truth = want(model, train, train)
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        wrapped.train()
-        assert pp.Task(wrapped).net is pp.Task(nn.DataParallel(model)).net is model
-        assert close(scored(pp.Task(wrapped), train, train), truth)
-        assert all(m.training for m in wrapped.modules())
-        wrapped(train[0]).sum().backward()  # it can still be trained
-        assert all(p.grad is not None for p in model.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
+    """In a process of its own that never takes the group apart: gloo's threads and the main one may then wait for each
+    other, with the interpreter's lock held, so that no time limit inside the process helps."""
+    here = str(Path(__file__).parent)
+    args = [sys.executable, "-c", DISTRIBUTED, here, str(tmp_path / "store")]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and done.stdout.strip() == "done", done.stderr
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
