@@ -295,8 +295,9 @@ def test_a_nystrom_preconditioner_saves_passes():
         fitted = influence("ggn", pp.CG(1e-6, preconditioner=name, rank=30), damping=1e-3, weight_decay=0).fit(
             pp.Task(model), train
         )
-        passes[name] = json.loads(fitted.score(query).dataset.attrs["solver"])["passes"][0]
-    assert passes["nystrom"] < passes["none"] / 1.5, passes
+        few = query[0][:1], query[1][:1]  # alone: a block of queries needs few passes without one too
+        passes[name] = json.loads(fitted.score(few).dataset.attrs["solver"])["passes"][0]
+    assert passes["nystrom"] < passes["none"] / 2, passes
 
 
 def test_a_block_of_right_hand_sides_takes_fewer_passes_than_one_alone():

@@ -73,12 +73,14 @@ def _by_models(auto: AutoDamping, usual: Damping, sums: Sums, train: Rows) -> Ch
     if ledger is None:
         ledger = _retrained(auto, train)
     included, measured = _truth(ledger, train, len(queries))
+    varies = np.ptp(measured, axis=0) > 0
+    told = varies if varies.any() else np.ones_like(varies)  # a query that does not vary says nothing
     found: dict[float, Array] = {}
     coarse = [usual.value * 10 ** (k / 2) for k in STEPS]
 
     def try_(values: Sequence[float]) -> None:
         made = sums(queries, [replace(usual, value=v) for v in values], included)
-        found.update({v: agreements(one.T, measured) for v, one in zip(values, made, strict=True)})
+        found.update({v: agreements(one.T[:, told], measured[:, told]) for v, one in zip(values, made, strict=True)})
 
     try_(coarse)
     try_(_around({v: float(each.mean()) for v, each in found.items()}))
