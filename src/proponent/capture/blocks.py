@@ -255,6 +255,13 @@ def concatenate(blocks: Sequence[Any]) -> Any:
     return replace(first, a=_padded([b.a for b in blocks], 0), g=g)
 
 
+def compact(block: Block) -> Block:
+    """The gradients in place of the factors of many positions that take more room; products of these are no cheaper either."""
+    if isinstance(block, Factors) and block.positions > 1 and block.positions * sum(block.sides) > sum(block.sizes):
+        return Dense(block.names, block.rows())
+    return block
+
+
 def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
     most = max(p.shape[1] for p in parts)
     end = [(0, 0) * (p.ndim - 2) + (0, most - p.shape[1]) for p in parts]

@@ -80,7 +80,7 @@ class InverseFisher:
         if name in self.expansions and isinstance(query, Factors) and one_position:
             return Terms.of(query, basis, self.expansions[name])
         if self.rank is not None and self.rank < min(basis.products.shape) and not one_position:
-            return LowRank.of(self._matrices(name, query), self.rank)
+            return LowRank.of(basis.matrices(self._rows(name, query)), self.rank)
         return PreparedRows(self._rows(name, query))
 
     def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
@@ -90,14 +90,11 @@ class InverseFisher:
         """(q, P) for each part of the block, without any shortcut."""
         if name not in self.spectrum.bases:
             return tuple(r * w for r, w in zip(query.rows(), self._inverse(name, query), strict=True))
-        return self.spectrum.bases[name].rows(self._matrices(name, query), bias=len(query.sizes) > 1)
-
-    def _matrices(self, name: str, query: Block) -> Tensor:
-        """(q, O, I′): a layer's preconditioned gradients."""
-        basis = self.spectrum.bases[name]
-        made = torch.empty(len(query), *basis.products.shape, dtype=basis.sigma.dtype, device=basis.sigma.device)
+        basis, bias = self.spectrum.bases[name], len(query.sizes) > 1
+        made = tuple(basis.sigma.new_empty(len(query), size) for size in query.sizes)
         for at, turned in basis.rotated(query):
-            made[at] = basis.back(turned.mul_(self.inverse[name][0]))
+            for rows, own in zip(made, basis.rows(basis.back(turned.mul_(self.inverse[name][0])), bias), strict=True):
+                rows[at] = own
         return made
 
     def norm2(self, name: str, block: Block) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +19,15 @@ from proponent.capture.gradients import Capture
 from proponent.capture.weights import weights_mark
 from proponent.curvature import diagonal
 from proponent.curvature.kronecker import Covariance, some_positions
-from proponent.curvature.spectrum import Covariances, Spectrum, added
+from proponent.curvature.spectrum import Covariances, Spectrum, Squares, added
 from proponent.draws import Draws
 from proponent.errors import InputError
 from proponent.progress import track
 from proponent.rows import Rows, length
 from proponent.task import Task
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Fisher = Literal["sampled", "exact", "empirical"]
 FEWEST = 400
@@ -146,23 +151,23 @@ def covariances(
     count = of or sum(at.stop - at.start for at in stretches)
     for k, at in enumerate(track(stretches, "curvature: covariances")):
         examples = capture.task.batch(rows, at)
-        own = Covariances(examples=length(examples))
-        for blocks in targets(kind, capture, examples, at.start):
-            own = _counted(own, blocks, kind, count, k)
-        halves[k % 2] = halves[k % 2].merge(own)
+        layers: dict[str, Covariance] = {}
+        squares: Squares = {}
+        for made in sums(kind, capture, examples, at.start, partial(_counted, layers, kind, count, k)):
+            layers |= {name: own for name, own in made.items() if isinstance(own, Covariance)}
+            squares = added(squares, {name: own for name, own in made.items() if not isinstance(own, Covariance)})
+        halves[k % 2] = halves[k % 2].merge(Covariances(layers, squares, length(examples)))
     return halves[0].merge(halves[1]), _disagreement(*halves)
 
 
-def _counted(own: Covariances, blocks: dict[str, Any], kind: Kind, count: int, turn: int) -> Covariances:
-    """One target more for the same examples: their inputs are counted once."""
-    sums, squares = dict(own.sums), {}
-    for name, block in blocks.items():
-        if not (kind.kronecker and isinstance(block, Factors | Convolution) and block.weight):
-            squares[name] = diagonal.squares(block)
-            continue
-        few, share = some_positions(block, _wanted(block, kind, count), turn)
-        sums[name] = sums[name].again(few, share) if name in sums else Covariance.of(few, share)
-    return replace(own, sums=sums, squares=added(own.squares, squares))
+def _counted(
+    before: Mapping[str, Covariance], kind: Kind, count: int, turn: int, name: str, block: Any
+) -> Covariance | tuple[Tensor, ...]:
+    """A layer's covariance, or a block's squares. Inputs that an earlier target has counted are not counted again."""
+    if not (kind.kronecker and isinstance(block, Factors | Convolution) and block.weight):
+        return diagonal.squares(block)
+    few, share = some_positions(block, _wanted(block, kind, count), turn)
+    return before[name].again(few, share) if name in before else Covariance.of(few, share)
 
 
 def _wanted(block: Factors | Convolution, kind: Kind, count: int) -> float:
@@ -197,8 +202,8 @@ def eigenvalues(kind: Kind, capture: Capture, rows: Rows, batch: int, found: Spe
     for k, at in enumerate(track(parts(enough(kind, capture, rows), rows, batch), "curvature: eigenvalues")):
         examples, half = capture.task.batch(rows, at), halves[k % 2]
         squares = half.squares
-        for blocks in targets(kind, capture, examples, at.start):
-            squares = added(squares, {name: found.squares_of(name, block) for name, block in blocks.items()})
+        for made in sums(kind, capture, examples, at.start, found.squares_of):
+            squares = added(squares, made)
         halves[k % 2] = replace(half, squares=squares, examples=half.examples + length(examples))
     return halves[0].merge(halves[1]), _disagreement(*halves)
 
@@ -226,21 +231,44 @@ def parts(kind: Kind, rows: Rows, batch: int) -> list[slice]:
 
 def targets(kind: Kind, capture: Capture, examples: Any, start: int) -> Iterator[dict[str, Any]]:
     """Gradients at the targets that the kind of Fisher wants; what is not finite counts as zero."""
-    task = capture.task
+    return _each(kind, capture.task, start, lambda of: _finite(capture.gradients(examples, of)))
+
+
+def sums(
+    kind: Kind, capture: Capture, examples: Any, start: int, of_block: Callable[[str, Any], T]
+) -> Iterator[dict[str, T]]:
+    """As `targets`, but of each block only a sum over its examples; the block is let go of before the next one comes.
+
+    Args:
+        of_block: the sum, as a tensor, a tuple of tensors or a `Covariance`.
+    """
+    return _each(kind, capture.task, start, lambda of: _summed(capture, examples, of, of_block))
+
+
+def _summed(
+    capture: Capture, examples: Any, of: Callable[[Any], Tensor], of_block: Callable[[str, Any], T]
+) -> dict[str, T]:
+    made: dict[str, T] = {}
+    values = capture.each(examples, of, lambda name, block: made.__setitem__(name, of_block(name, block)))
+    if _all_finite([values, *_tensors(made.values())]):
+        return made
+    return {name: of_block(name, block) for name, block in _finite(capture.gradients(examples, of)).items()}
+
+
+def _each(kind: Kind, task: Task, start: int, made: Callable[[Callable[[Any], Tensor]], R]) -> Iterator[R]:
+    """What is made of the losses at each target."""
     if kind.fisher == "empirical":
-        yield _finite(capture.gradients(examples, task.losses))
+        yield made(task.losses)
     elif kind.fisher == "sampled":
         draws = Draws(kind.seed, start)
-        yield _finite(capture.gradients(examples, lambda b: task.sampled_losses(b, draws)))
+        yield made(lambda b: task.sampled_losses(b, draws))
     else:
-        k = 0
-        while True:
+        for k in itertools.count():
             try:
-                made = capture.gradients(examples, _class(task, k))
+                found = made(_class(task, k))
             except StopIteration:
                 return
-            yield _finite(made)
-            k += 1
+            yield found
 
 
 def _class(task: Task, k: int) -> Callable[[Any], Tensor]:
@@ -262,14 +290,23 @@ def _nth(items: Any, k: int) -> Any:
 def _finite(made: tuple[Tensor, dict[str, Any]]) -> dict[str, Any]:
     """Examples with a number that is not finite, taken out as zeros: one must not spoil the sums."""
     values, blocks = made
-    held = [t for block in blocks.values() for t in tree_leaves(list(vars(block).values())) if isinstance(t, Tensor)]
-    held = [t for t in held if t.is_floating_point()]
-    if bool(torch.stack([t.sum() for t in [values, *held]]).isfinite().all()):
+    held = _tensors(blocks.values())
+    if _all_finite([values, *held]):
         return blocks
     ok = values.isfinite()
     for t in held:
         ok = ok & t.flatten(1).isfinite().all(1)
     return {name: _masked(block, ok) for name, block in blocks.items()}
+
+
+def _tensors(held: Iterable[Any]) -> list[Tensor]:
+    """Those of floating point in some tensors, tuples of tensors, blocks or covariances."""
+    leaves = tree_leaves([list(vars(x).values()) if is_dataclass(x) else x for x in held])
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _all_finite(held: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([t.sum() for t in held]).isfinite().all())
 
 
 def _masked(block: Any, ok: Tensor) -> Any:

@@ -19,8 +19,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from proponent.capture.blocks import CHUNK, Block, Factors
+from proponent.capture.blocks import Block, Factors
 from proponent.capture.convolution import Convolution
+
+TURNED = 2**21
+"""Numbers of gradients that are turned at once: 8 MiB in single precision."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Basis:
 
     def rotated(self, block: Block) -> Iterator[tuple[slice, Tensor]]:
         """Q_Sᵀ G Q_A of a few examples at a time, (b, O, I′): the factors are turned, or the gradients, if that is cheaper."""
-        step = max(1, CHUNK // (len(self.sigma) * len(self.alpha)))
+        step = max(1, TURNED // (len(self.sigma) * len(self.alpha)))
         for at in range(0, len(block), step):
             part = slice(at, at + step)
             few = block[part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -39,6 +39,15 @@ class Metric(Protocol):
         Args:
             zeros: (b,) for the squared norms.
         """
+        ...
+
+
+@runtime_checkable
+class Blockwise(Protocol):
+    """A metric that couples no two blocks."""
+
+    def prepare(self, name: str, query: Block) -> Prepared:
+        """One block of q queries, multiplied by P."""
         ...
 
 

@@ -34,8 +34,9 @@ from proponent.task import Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-COMPARED = 32
-"""Examples as queries, and as many others, on which the shortcuts' error is measured."""
+COMPARED, FEWEST = 32, 4
+"""Examples as queries, and as many others, on which the shortcuts' error is measured: in all no more than are captured at
+once, or these few."""
 
 SMALL = 4000
 """Parameters up to which the whole matrix is formed, where nothing else is asked for."""
@@ -179,13 +180,15 @@ class InEigenbases:
     Args:
         spec: the specification.
         spectrum: eigenvalues and bases.
-        blocks: gradients of the examples on which shortcuts are measured.
+        single: names of the blocks with one position.
+        blocks: gradients of the examples on which shortcuts are measured; none where there is no shortcut to take.
         compared: how many these are.
         facts: about the fit.
     """
 
     spec: Any
     spectrum: Spectrum
+    single: frozenset[str]
     blocks: Mapping[str, Block]
     compared: int
     facts: Mapping[str, Any]
@@ -211,12 +214,15 @@ class InEigenbases:
             found, second = eigenvalues(curvature, capture, rows, batch, decomposed(curvature, sums))
             found = replace(found, made_from=curvature.made_from(mark))
             facts["curvature_error"] = {"covariances": round(first, 5), "eigenvalues": round(second, 5)}
-        return cls(spec, found, _some_blocks(capture, rows), min(len(rows), 2 * COMPARED), facts)
+        single = single_positions(_first(capture, rows, 1))
+        shortcuts = spec.query_rank is not None or (bool(single) and spec.shortcut > 0)
+        compared = min(len(rows), 2 * COMPARED, max(batch, FEWEST)) if shortcuts else 0
+        return cls(spec, found, single, _first(capture, rows, compared) if shortcuts else {}, compared, facts)
 
     def metric(self, damping: Damping) -> tuple[Metric, dict[str, Any]]:
         spec, facts = self.spec, dict(self.facts)
-        single = single_positions(self.blocks)
-        metric = InverseFisher.of(self.spectrum, damping, spec.weight_decay, single, spec.shortcut, spec.query_rank)
+        decay, shortcut, rank = spec.weight_decay, spec.shortcut, spec.query_rank
+        metric = InverseFisher.of(self.spectrum, damping, decay, self.single, shortcut, rank)
         if metric.expansions or metric.rank is not None:
             half = min(COMPARED, self.compared)
             facts["shortcut"] = shortcut_errors(metric, self.blocks, slice(0, half), slice(self.compared - half, None))
@@ -335,6 +341,6 @@ def single_positions(blocks: Mapping[str, Block]) -> frozenset[str]:
     return frozenset(n for n, b in blocks.items() if isinstance(b, Factors) and b.positions == 1)
 
 
-def _some_blocks(capture: Capture, rows: Rows) -> dict[str, Any]:
-    """Gradients of the examples on which the shortcuts' error is measured."""
-    return capture.gradients(capture.task.batch(rows, slice(0, min(len(rows), 2 * COMPARED))), capture.task.losses)[1]
+def _first(capture: Capture, rows: Rows, count: int) -> dict[str, Any]:
+    """Gradients of the first examples."""
+    return capture.gradients(capture.task.batch(rows, slice(0, count)), capture.task.losses)[1]

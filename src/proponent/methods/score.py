@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proponent.capture.blocks import Block, Factors, Lookup, concatenate
+from proponent.capture.blocks import Block, Factors, Lookup, compact, concatenate
 from proponent.capture.forward_mode import with_losses
 from proponent.capture.gradients import Capture
-from proponent.curvature.metric import Metric
+from proponent.curvature.metric import Blockwise, Metric
 from proponent.curvature.queries import Meter, Queries
 from proponent.errors import InputError
 from proponent.rows import Rows
@@ -51,6 +51,8 @@ class Directions:
 def prepare(capture: Capture, metric: Metric, query: Rows, batch: int, layers: tuple[str, ...] = ()) -> Queries:
     """The query side: captured batch by batch, multiplied by the metric's curvature once."""
     finite, blocks = _gathered(capture, query, batch)
+    if isinstance(metric, Blockwise):  # a block is let go of as soon as it is prepared
+        return Queries({n: metric.prepare(n, blocks.pop(n)) for n in list(blocks)}, len(query), finite, layers)
     return metric.queries(blocks, len(query), finite, layers)
 
 
@@ -72,13 +74,12 @@ def _gathered(capture: Capture, query: Rows, batch: int) -> tuple[Tensor, dict[s
     """(q,) whether each measurement is finite, and the measurements' gradients."""
     task = capture.task
     gathered: dict[str, list[Block]] = {}
-    values = []
-    for at in query.parts(batch):
-        value, blocks = capture.gradients(task.batch(query, at), task.measurements)
-        values.append(value)
-        for name, block in blocks.items():
-            gathered.setdefault(name, []).append(block)
-    return torch.cat(values).isfinite(), {name: concatenate(parts) for name, parts in gathered.items()}
+
+    def take(name: str, block: Block) -> None:
+        gathered.setdefault(name, []).append(compact(block))
+
+    values = [capture.each(task.batch(query, at), task.measurements, take) for at in query.parts(batch)]
+    return torch.cat(values).isfinite(), {name: concatenate(gathered.pop(name)) for name in list(gathered)}
 
 
 def stream(
