@@ -17,7 +17,7 @@ from proponent.capture.call import Call
 from proponent.capture.generic import generic
 from proponent.capture.layers import linear
 from proponent.capture.one_by_one import alone, one, one_by_one
-from proponent.capture.products import fast_products
+from proponent.capture.products import fast_products, keep_freed_memory
 from proponent.capture.record import Heard, Layout, Recorder, batch_first, find_layouts
 from proponent.capture.units import Unit, tied, units
 from proponent.errors import UnsupportedModel
@@ -63,6 +63,7 @@ class Capture:
         Raises:
             UnsupportedModel: an example's loss depends on the other examples of its batch.
         """
+        keep_freed_memory()
         made = tuple(units(task.net, task.selected()))
         pair = few(rows, 2, task)
         try:

@@ -31,10 +31,7 @@ def fast_products() -> AbstractContextManager[object]:
     >>> product.tolist()
     [[5.0, 14.0], [14.0, 50.0]]
     """
-    if not available():
-        return nullcontext()
-    keep_freed_memory()
-    return _Fast()
+    return _Fast() if available() else nullcontext()
 
 
 @cache
@@ -54,8 +51,8 @@ def available() -> bool:
 def keep_freed_memory() -> int:
     """Let the C library keep blocks of megabytes that are freed, as it does once one of them was.
 
-    Otherwise each product of oneDNN, which cannot write to a given place, gets fresh pages from the system, and fetching
-    these takes longer than the product.
+    Otherwise every result of some megabytes gets fresh pages from the system, and fetching these can take longer than
+    computing it.
     """
     return len(torch.empty(FREED, dtype=torch.uint8))
 
