@@ -67,6 +67,9 @@ LAYERS = {
     "conv2d depthwise": (nn.Conv2d(4, 8, 3, groups=4, stride=2, padding=1), IMAGE),
     "conv2d reflect": (nn.Conv2d(4, 6, 3, padding=2, padding_mode="reflect"), IMAGE),
     "conv2d replicate": (nn.Conv2d(4, 6, 3, padding="same", padding_mode="replicate"), IMAGE),
+    "conv1d, many channels": (nn.Conv1d(9, 6, 3, padding=1, dilation=2), (9, 9)),
+    "conv2d, many channels": (nn.Conv2d(8, 6, (3, 2), stride=(2, 3), padding=(1, 2), dilation=(2, 1)), (8, 7, 7)),
+    "conv3d, many channels": (nn.Conv3d(8, 2, 3, padding=1, stride=2), (8, 5, 5, 5)),
     "conv3d": (nn.Conv3d(4, 2, 3, padding=1, stride=2), BOX),
     "conv3d groups": (nn.Conv3d(4, 2, (1, 2, 3), groups=2), BOX),
     "transposed conv1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1, groups=2), LINE),
@@ -187,3 +190,10 @@ def test_an_output_that_is_overwritten_and_returned_again_is_right():
     torch.manual_seed(0)
     check = pp.check_capture(pp.Task(Aliased()), (torch.randn(6, 3), torch.randint(2, (6,))))
     assert check.passed, check
+
+
+def test_windows_copied_a_few_examples_at_a_time_give_the_same(monkeypatch):
+    layer, batch = prepared_layer("conv2d uneven")
+    monkeypatch.setattr("proponent.capture.convolution.WINDOWS", 700)  # two of the five examples
+    check = pp.check_capture(pp.Task(layer, loss=energy), batch, examples=5)
+    assert check.worst < 1e-10, check
