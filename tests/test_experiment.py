@@ -73,6 +73,13 @@ def query():
     return rows(3, 2)
 """
 
+BROKEN = """
+def broken():
+    net = torch.nn.Linear(16, 3)
+    torch.nn.init.constant_(net.bias, torch.inf)
+    return net
+"""
+
 FILES = ["attribution.zarr", "config.yaml", "made_from.json", "report.html", "run.json", "top.csv"]
 
 
@@ -252,8 +259,39 @@ def test_what_is_not_finite_is_set_aside_and_named() -> None:
     assert "Set aside, not finite: 1 training examples (7)" in seen(run("attribute", "exp.py", "--method", "graddot"))
     assert "<b>1 training example</b>" in Path("runs/exp/report.html").read_text()
     assert 7 not in pd.read_csv("runs/exp/top.csv")["id"].tolist()
+
+
+def test_strict_refuses_a_loss_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = TASK.replace("return data(40, 1)", "x, y = data(40, 1)\n    x[7] = np.inf\n    return x, y")
+    write(broken.replace("return data(4, 2)", "x, y = data(4, 2)\n    x[2] = np.nan\n    return x, y"))
+    monkeypatch.setattr("proponent.experiment.run._scores", None)
     sentence = told(run("attribute", "exp.py", "--method", "graddot", "--strict"))
-    assert "1 training examples with a loss or gradient that is not finite (7)" in sentence
+    assert "1 training examples (7) and 1 queries (2) with a loss or measurement that is not finite" in sentence
+    assert not Path("runs/exp/attribution.zarr").exists()
+
+
+def test_strict_looks_at_the_checkpoints_that_are_scored_and_at_no_other_weights() -> None:
+    torch = pytest.importorskip("torch")
+    state = load("exp.py").subject.net.state_dict()
+    torch.save(state, "good.pt")
+    torch.save({k: v * torch.nan for k, v in state.items()}, "bad.pt")
+    write(TASK.replace("return pp.Task(torch.nn.Linear(16, 3)", "return pp.Task(broken()") + BROKEN)
+    words = ("attribute", "exp.py", "--method", "tracin", "--learning-rate", "0.1", "--strict")
+    seen(run(*words, "--checkpoints", "good.pt", "--out", "a"))
+    assert "40 training examples (0, 1, 2" in told(run(*words, "--checkpoints", "*.pt", "--out", "b"))
+
+
+def test_strict_keeps_the_scores_where_only_a_gradient_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        TASK.replace("return data(40, 1)", "x, y = data(40, 1)\n    x[7] = 0\n    return x, y").replace(
+            'torch.nn.Linear(16, 3), loss="cross_entropy"',
+            "torch.nn.Linear(16, 3, bias=False), loss=lambda model, b: model(b[0]).abs().sqrt().sum(1)",
+        )
+    )
+    sentence = told(run("attribute", "exp.py", "--method", "graddot", "--strict"))
+    assert "1 training examples (7) with a loss or gradient that is not finite" in sentence
+    monkeypatch.setattr(MatrixStore, "write", None)
+    assert "Set aside, not finite: 1 training examples (7)" in seen(run("attribute", "exp.py", "--method", "graddot"))
 
 
 def test_the_largest_self_influence_comes_first() -> None:

@@ -1,5 +1,8 @@
 """What a fitted gradient method gives beside the sum: forward mode, scores by layer, shares of positions."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +110,49 @@ def test_forward_mode_gives_the_scores_of_the_factors(name, method):
     want = score(METHODS[method](task), task, train, query)
     for size in (None, 1, 4):
         assert close(score(METHODS[method](task, engine="jvp", batch_size=size), task, train, query), want)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("curvature", ("identity", pp.Diagonal, pp.KFAC, pp.EKFAC, pp.EmpiricalFisher))
+def test_influence_in_forward_mode_gives_the_scores_of_the_factors(name, curvature):
+    task, train, query = case(name)
+    kind = curvature(fisher="empirical") if curvature in (pp.Diagonal, pp.KFAC, pp.EKFAC) else curvature
+    spec = pp.Influence(kind() if kind is pp.EmpiricalFisher else kind, damping=EXACT, weight_decay=0.02, shortcut=0)
+    want = score(spec, task, train, query)
+    for size in (None, 4):
+        assert close(score(replace(spec, engine="jvp", batch_size=size), task, train, query), want)
+
+
+def test_influence_in_forward_mode_takes_no_shortcut():
+    task, train, query = case("perceptron")
+    spec = pp.Influence(pp.EKFAC(fisher="empirical"), damping=EXACT, shortcut=0.2)
+    want, cut = (score(replace(spec, shortcut=s), task, train, query) for s in (0, 0.2))
+    assert not close(cut, want)
+    forward = replace(spec, engine="jvp").fit(task, train).score(query)
+    assert close(forward.dataset.score.values, want)
+    assert "shortcut" not in forward.dataset.attrs and json.loads(forward.dataset.attrs["settings"])["shortcut"] == 0
+
+
+def test_influence_in_forward_mode_may_choose_its_damping_and_be_averaged():
+    task, train, query = case("perceptron")
+    spec = pp.Influence(pp.EKFAC(fisher="empirical"), shortcut=0)
+    want, got = (
+        score(pp.Ensemble(replace(spec, engine=e), checkpoints(task)), task, train, query) for e in ("factors", "jvp")
+    )
+    assert close(got, want)
+
+
+def test_influence_in_forward_mode_refuses_what_does_not_go_with_it_before_it_looks_at_the_model(monkeypatch):
+    task, train, query = case("perceptron")
+    with pytest.raises(pp.InputError, match="scores by layer"):
+        pp.Influence(engine="jvp").fit(task, train).score(query, by="layer")
+    with pytest.raises(pp.InputError, match="lengths of gradients with engine='jvp'"):
+        pp.RelatIF(pp.Influence(engine="jvp")).fit(task, train)
+    monkeypatch.setattr("proponent.methods.influence_gradients.Capture", None)
+    with pytest.raises(pp.InputError, match="query_rank=2 with engine='jvp'; wanted query_rank with engine='factors'"):
+        pp.Influence(engine="jvp", query_rank=2).fit(task, train)
+    with pytest.raises(pp.InputError, match="engine 'jpv'; wanted one of factors, jvp"):
+        pp.Influence(engine="jpv").fit(task, train)
 
 
 @pytest.mark.parametrize("measurement", ("margin", "entropy"))

@@ -146,7 +146,7 @@ def inverse_of(H):
         def directions(self, blocks):
             (block,) = blocks.values()
             rows = torch.cat(list(block.rows()), 1) @ torch.tensor(np.linalg.inv(H))
-            return {block.names[0]: rows[:, :-1], block.names[1]: rows[:, -1:]}
+            return {block.names[0]: rows[:, :-1], block.names[1]: rows[:, -1:]}, None
 
     return Dense()
 

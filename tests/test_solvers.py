@@ -1,6 +1,7 @@
 """Influence with a curvature of all parameters together: every solver against a dense float64 inverse."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +130,26 @@ def test_per_layer_is_the_block_diagonal():
     for solver in ("explicit", pp.CG(tolerance=1e-12)):
         scores = influence(pp.GGN(per_layer=True), solver).fit(pp.Task(model), train).score(query)
         np.testing.assert_allclose(scores.dataset.score, truth, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("what", LEGAL)
+def test_forward_mode_along_every_solvers_directions(kind, what, monkeypatch):
+    model, (train, query) = net(kind), data()
+    settings = {"lissa": pp.LiSSA(depth=20), "refinement": pp.Refinement(steps=5), "nystrom": pp.Nystrom(rank=10)}
+    for name in LEGAL[what]:
+        spec = influence(what, settings.get(name, name), damping=2.5, batch_size=7)
+        forward = replace(spec, engine="jvp").fit(pp.Task(model), train)
+        want, got = (fitted.score(query).dataset for fitted in (spec.fit(pp.Task(model), train), forward))
+        np.testing.assert_allclose(got.score, want.score, rtol=0, atol=1e-10 * abs(want.score).max(), err_msg=name)
+        assert ("residual" in got) == ("residual" in want), name
+        if "residual" in got:
+            np.testing.assert_allclose(got.residual, want.residual, rtol=1e-6, atol=1e-12, err_msg=name)
+        with monkeypatch.context() as few:
+            few.setattr("proponent.methods.score.QUERY_MEMORY", 1)
+            if name in ("explicit", "dual", "datainf"):  # whose solutions do not depend on the other queries
+                again = forward.score(query).dataset.score
+                np.testing.assert_allclose(again, got.score, rtol=0, atol=1e-10 * abs(want.score).max(), err_msg=name)
 
 
 def test_dual_truncates_by_length_and_says_by_how_much():

@@ -87,6 +87,8 @@ def test_chosen_parameters_are_the_ones_that_are_differentiated():
     assert pp.Task(model, parameters=[nn.Linear, "1.*"]).settings()["parameters"] == ["Linear", "1.*"]
     assert pp.Task(model, parameters=nn.Linear).settings()["parameters"] == ["Linear"]
     assert pp.Task(model, parameters="1.*").settings()["parameters"] == "1.*"
+    one, other = (pp.Task(model, loss=lambda model, b: model(b[0]).sum(1)).settings()["loss"] for _ in range(2))
+    assert one == other and "lambda" in one  # of another process too: a killed run goes on
 
 
 @pytest.mark.parametrize(

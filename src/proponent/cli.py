@@ -134,7 +134,10 @@ def attribute(
         bool, typer.Option("--saliency", help="How each query's score changes with its strongest proponent's pixels.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a loss or gradient that is not finite; else it is set aside.")
+        bool,
+        typer.Option(
+            "--strict", help="Stop at a loss (before scoring) or gradient that is not finite; else it is set aside."
+        ),
     ] = False,
     config: Annotated[
         str | None, typer.Option(help="Repeat the run of this config.yaml, elsewhere with --out.")

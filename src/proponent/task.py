@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +22,9 @@ from proponent.losses import Terms, named_loss
 from proponent.rows import Rows, length
 
 MEASUREMENTS = ("loss", "log_probability", "probability", "margin", "logit", "entropy")
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""In the name of a function, and another in every process."""
 
 NO_PARAMETERS: list[tuple[str, Callable[[Any], bool], str]] = [
     (
@@ -136,7 +140,7 @@ class Task:
         )
         return {
             "model": type(self.net).__name__,
-            "loss": self.loss if isinstance(self.loss, str) else repr(self._loss),
+            "loss": self.loss if isinstance(self.loss, str) else ADDRESS.sub("", repr(self._loss)),
             "measurement": measured,
             "parameters": names,
         }

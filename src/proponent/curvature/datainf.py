@@ -30,11 +30,11 @@ class HarmonicMean:
     vectors: int = 3
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        return Directed({}, count, finite, layers, None, self.directions(blocks))
+        return Directed({}, count, finite, layers, None, self.directions(blocks)[0])
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
         own = self.operator.coordinates
-        return own.split(self._solve(own.of_blocks(blocks, self.operator.capture.task.precision)).x)
+        return own.split(self._solve(own.of_blocks(blocks, self.operator.capture.task.precision)).x), None
 
     def meter(self, zeros: Tensor) -> Meter:
         task = self.operator.capture.task

@@ -83,8 +83,8 @@ class InverseFisher:
             return LowRank.of(basis.matrices(self._rows(name, query)), self.rank)
         return PreparedRows(self._rows(name, query))
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        return by_parameter(blocks, self._rows)
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
+        return by_parameter(blocks, self._rows), None
 
     def _rows(self, name: str, query: Block) -> tuple[Tensor, ...]:
         """(q, P) for each part of the block, without any shortcut."""

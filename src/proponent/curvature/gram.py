@@ -121,14 +121,14 @@ class DualMetric:
         both, met = _beside(self.rows, blocks, count, finite)
         return Mixed(both, count, finite, layers, None, self.mix(met))
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        made = Identity().directions(blocks)
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
+        made, _ = Identity().directions(blocks)
         first = next(iter(made.values()))
         met = self.rows.against(blocks, len(first), first)
         weights = torch.cholesky_solve(met.double(), self.lower).T.to(first)
         for name, drawn in by_parameter(self.rows.blocks, lambda _, block: weighted(block, weights)).items():
             made[name] = made[name] - drawn if name in made else -drawn
-        return {name: rows / self.damping for name, rows in made.items()}
+        return {name: rows / self.damping for name, rows in made.items()}, None
 
     def meter(self, zeros: Tensor) -> Meter:
         return DualNorms(self, zeros, zeros.new_zeros(self.rows.count, len(zeros)))
@@ -161,7 +161,7 @@ class DualPath:
         both, met = _beside(self.rows, blocks, count, finite)
         return OnPath(both, count, finite, layers, path=self, met=met)
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
         raise InputError("directions at several dampings", "one damping", "choose one")
 
     def meter(self, zeros: Tensor) -> Meter:

@@ -29,8 +29,8 @@ class Metric(Protocol):
         """Gradients of q queries, by block, multiplied by P; see `Queries`."""
         ...
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        """P g of q gradients as (q, P) by parameter, without any shortcut."""
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """P g of q gradients as (q, P) by parameter, without any shortcut; and a solver's residuals, as in `Queries`."""
         ...
 
     def meter(self, zeros: Tensor) -> Meter:
@@ -72,8 +72,8 @@ class Identity:
             return Plain(query)
         return Plain(Dense(query.names, query.rows()))  # the factors are not needed any more
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        return by_parameter(blocks, lambda name, block: block.rows())
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
+        return by_parameter(blocks, lambda name, block: block.rows()), None
 
     def norm2(self, name: str, block: Block) -> Tensor:
         return block.norm2()

@@ -33,11 +33,12 @@ class Solved:
     vectors: int = 6
 
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        found = self.solve(self.coordinates.of_blocks(blocks, self.precision))
-        return Directed({}, count, finite, layers, found.residual, self.coordinates.split(found.x))
+        rows, residual = self.directions(blocks)
+        return Directed({}, count, finite, layers, residual, rows)
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
-        return self.coordinates.split(self.solve(self.coordinates.of_blocks(blocks, self.precision)).x)
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], Tensor]:
+        found = self.solve(self.coordinates.of_blocks(blocks, self.precision))
+        return self.coordinates.split(found.x), found.residual
 
     def meter(self, zeros: Tensor) -> Meter:
         return Gathered(self, zeros)

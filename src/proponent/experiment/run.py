@@ -10,7 +10,6 @@ from typing import Any
 
 import proponent
 from proponent.attribution import Attribution
-from proponent.errors import InputError
 from proponent.experiment.again import fit_again, self_influence, slopes_of
 from proponent.experiment.answer import Answer, Cost
 from proponent.experiment.explain import describer_of, explained, neighbour, records, subject_in_words
@@ -18,7 +17,8 @@ from proponent.experiment.inputs import checkpoint_marks, fingerprints_of, optio
 from proponent.experiment.load import Experiment, blaming, load
 from proponent.experiment.record import Clock, versions, with_warnings, writing
 from proponent.experiment.settings import Settings
-from proponent.experiment.survey import Survey, frequent, survey
+from proponent.experiment.strict import require_finite_losses, require_none
+from proponent.experiment.survey import frequent, survey
 from proponent.experiment.write import write
 from proponent.memory import peak_memory
 from proponent.progress import say
@@ -57,12 +57,16 @@ def _answer(settings: Settings) -> Answer:
         options = options_of(settings, experiment)
         marks = fingerprints_of(experiment, rows) | checkpoint_marks(options)
         _claim(out, settings, marks)
+    if settings.strict:
+        say("looking for losses that are not finite")
+        with clock.stage("looking for losses that are not finite"):
+            require_finite_losses(experiment, options)
     with clock.stage("scoring"):
         scores, cost = _scores(settings, experiment, options)
     with clock.stage("reading the scores"):
         found = survey(scores, settings.top)
         if settings.strict:
-            _require_finite(found)
+            require_none(found.set_aside, "a loss or gradient")
     selfs, slopes, describer = None, None, describer_of(experiment, rows, scores)
     if settings.self_influence or settings.saliency:
         asked = "self-influence" if settings.self_influence else "saliency"
@@ -125,17 +129,6 @@ def _scores(settings: Settings, experiment: Experiment, options: dict[str, Any])
         None if attrs.get(k) is None else float(attrs[k]) for k in ("predicted_seconds", "predicted_memory_mb")
     ]
     return scores, Cost(time.perf_counter() - start, peak.megabytes, predicted[0], predicted[1], resumed)
-
-
-def _require_finite(found: Survey) -> None:
-    for axis, ids in found.set_aside.items():
-        shown = ", ".join(map(repr, ids[:10])) + (", …" if len(ids) > 10 else "")
-        what = "training examples" if axis == "train" else "queries"
-        raise InputError(
-            f"{len(ids)} {what} with a loss or gradient that is not finite ({shown})",
-            "finite numbers, because of --strict",
-            "correct or leave out these examples, or run without --strict to set them aside",
-        )
 
 
 def _decoded(settings: Any) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Settings:
         top: proponents and opponents of each query that are listed.
         self_influence: whether each training example's influence on itself is computed too.
         saliency: whether each query's strongest proponent, a picture, is shown with how the score changes with its pixels.
-        strict: stop where a loss or a gradient is not finite, rather than set the example aside.
+        strict: stop where a loss or a gradient is not finite, rather than set the example aside: a loss before anything is
+            scored, by one forward pass; a gradient afterwards, and the scores stay in the run directory.
     """
 
     experiment: str

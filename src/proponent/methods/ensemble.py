@@ -78,7 +78,7 @@ class Ensemble:
         if self.checkpoints is None:
             tasks = [task] if isinstance(task, Task) else list(task)
         elif isinstance(task, Task):
-            tasks = [_with_weights(task, checkpoint) for checkpoint in self.checkpoints]
+            tasks = [with_weights(task, checkpoint) for checkpoint in self.checkpoints]
         else:
             raise InputError("several tasks and checkpoints", "one task, whose model they are of", "pass one of both")
         if not tasks:
@@ -163,7 +163,8 @@ def together(fitted: Sequence[FittedGradients]) -> FittedGradients:
     )
 
 
-def _with_weights(task: Task, checkpoint: str | Path | Mapping[str, Any]) -> Task:
+def with_weights(task: Task, checkpoint: str | Path | Mapping[str, Any]) -> Task:
+    """The same task of a copy of the model with a checkpoint's weights."""
     net = copy.deepcopy(task.net)
     try:
         net.load_state_dict(checkpoint if isinstance(checkpoint, Mapping) else read_state(checkpoint))

@@ -85,7 +85,7 @@ class FittedGradients:
         cosine: divide by the two gradients' norms.
         relative: divide by the training example's norm in this metric of each member.
         batch: training examples captured at once.
-        engine: "factors", or "jvp": one forward pass over the training examples per query, where the metric is 1.
+        engine: "factors", or "jvp": one forward pass over the training examples per query.
         seconds: that the fit took.
         facts: kept with every result, such as the error of the curvature.
     """
@@ -104,10 +104,7 @@ class FittedGradients:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise InputError(
-                f"engine {self.engine!r}", f"one of {', '.join(ENGINES)}", did_you_mean(str(self.engine), ENGINES)
-            )
+        require_engine(self.engine)
         if self.engine != "factors" and (self.cosine or self.relative is not None):
             raise InputError(
                 f"lengths of gradients with engine={self.engine!r}",
@@ -330,11 +327,12 @@ class FittedGradients:
     ) -> Iterator[tuple[slice, Tensor]]:
         capture, batch = member.capture, self._batch()
         scale = self.scale * member.weight
-        if self.engine == "jvp":
-            return stream_forward(capture, directions(capture, member.metric, query, batch), self.train, parts, scale)
-        queries = prepare(capture, member.metric, query, batch, layers)
+        forward = directions(capture, member.metric, query, batch) if self.engine == "jvp" else None
+        queries = forward or prepare(capture, member.metric, query, batch, layers)
         if queries.residual is not None:
             note(queries.residual)
+        if forward is not None:
+            return stream_forward(capture, forward, self.train, parts, scale)
         return stream(capture, queries, self.train, parts, scale, self._norms(member, query, batch))
 
     def _norms(self, member: Member, queries: Rows, batch: int) -> Norms | None:
@@ -354,8 +352,8 @@ class FittedGradients:
 
     def _query_chunks(self, queries: Rows) -> list[slice]:
         """The same for all members, whose scores are added up."""
-        sizes = [m.sizes.queries(m.metric.vectors if self.engine == "factors" else 1) for m in self.members]
-        return queries.parts(min(sizes))
+        least = 0 if self.engine == "factors" else 1
+        return queries.parts(min(m.sizes.queries(max(least, m.metric.vectors)) for m in self.members))
 
     def _batch(self) -> int:
         return self.batch or min(m.sizes.batch() for m in self.members)
@@ -383,6 +381,12 @@ class FittedGradients:
     def _facts(self, start: float) -> dict[str, Any]:
         seconds = round(self.seconds + time.perf_counter() - start, 3)
         return {**self.facts, "settings": dict(self.settings), "seconds": seconds}
+
+
+def require_engine(engine: str) -> None:
+    """Refuse an engine that there is not."""
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}", f"one of {', '.join(ENGINES)}", did_you_mean(str(engine), ENGINES))
 
 
 def _residuals(memory: Memory, count: int) -> dict[str, Any]:

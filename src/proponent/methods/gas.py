@@ -81,7 +81,7 @@ class ByLayer:
     def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
         return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
 
-    def directions(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+    def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
         raise InputError("a perturbation of cosines", "scores that are sums of inner products", "use TracIn")
 
     def meter(self, zeros: Tensor) -> Meter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -51,12 +51,15 @@ class Influence:
             0 scores exactly. What it costs is measured on a few examples and kept with the result.
         query_rank: of a task: preconditioned query gradients of layers with several positions are cut to this rank.
         batch_size: of a task: training examples captured at once; found from their size by default.
+        engine: of a task: "factors" takes every training example's gradient once, for all queries; "jvp" differentiates the
+            training losses along each query's direction H⁻¹∇m_q, as in `GradDot`, without shortcuts.
         tolerance: of a recipe: relative residual of the conjugate gradients.
 
     Raises:
         UnsupportedModel: the model is not a smooth convex problem, and not a task.
         NotConverged: a recipe's objective has no finite optimum, or the conjugate gradients stalled.
-        InputError: settings of a task for a recipe, or a damping of zero for a singular curvature.
+        InputError: settings of a task for a recipe, a damping of zero for a singular curvature, or settings that do not go
+            together.
 
     Source: Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017; for the Fisher matrices
     Grosse et al., Studying large language model generalization with influence functions, 2023.
@@ -69,6 +72,7 @@ class Influence:
     shortcut: float = 0.05
     query_rank: int | None = None
     batch_size: int | None = None
+    engine: Literal["factors", "jvp"] = "factors"
     tolerance: float = 1e-8
 
     def fit(self, recipe: Any, train: Any) -> Any:

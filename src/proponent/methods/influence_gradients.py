@@ -27,7 +27,7 @@ from proponent.curvature.problems import MATRICES, EmpiricalFisher, Fisher, Matr
 from proponent.curvature.spectrum import Spectrum
 from proponent.errors import FingerprintMismatch, InputError, ProponentWarning, did_you_mean
 from proponent.methods.damping_choice import LAYERS, WHOLE, Choice, choose
-from proponent.methods.fitted_gradients import FittedGradients, Member
+from proponent.methods.fitted_gradients import FittedGradients, Member, require_engine
 from proponent.methods.score import Sizes, totals
 from proponent.rows import Rows
 from proponent.task import Task
@@ -52,6 +52,7 @@ def fit_influence(spec: Any, task: Task, train: Any) -> FittedGradients:
     start, rows = time.perf_counter(), Rows.of(train)
     curvature = curvature_of(spec.curvature)
     solver = solver_of(spec.solver, curvature)
+    spec = _forward(spec)
     with task.watching():
         capture = Capture.of(task, rows)
         sizes = Sizes.of(capture, rows)
@@ -67,9 +68,28 @@ def fit_influence(spec: Any, task: Task, train: Any) -> FittedGradients:
         members=[Member(capture, metric, sizes)],
         scale=1 / len(rows),
         batch=spec.batch_size,
+        engine=spec.engine,
         seconds=time.perf_counter() - start,
         facts=facts | ({"damping_choice": choice.facts()} if choice.reason else {}),
     )
+
+
+def _forward(spec: Any) -> Any:
+    """With what forward mode leaves no choice about: directions are whole.
+
+    Raises:
+        InputError: an unknown engine, or a cut of what it takes whole.
+    """
+    require_engine(spec.engine)
+    if spec.engine == "factors":
+        return spec
+    if spec.query_rank is not None:
+        raise InputError(
+            f"query_rank={spec.query_rank} with engine={spec.engine!r}",
+            "query_rank with engine='factors', or query_rank=None",
+            "leave one of them out: forward mode takes whole directions",
+        )
+    return replace(spec, shortcut=0.0)
 
 
 def _choice(spec: Any, curved: Curved, capture: Capture, rows: Rows, sizes: Sizes) -> Choice:
@@ -333,6 +353,7 @@ def _settings(spec: Any, curvature: Curvature, solver: Solver | None, damping: D
         "weight_decay": spec.weight_decay,
         "shortcut": spec.shortcut,
         "query_rank": spec.query_rank,
+        "engine": spec.engine,
     }
 
 

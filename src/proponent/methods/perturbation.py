@@ -14,8 +14,9 @@ import xarray as xr
 from torch import Tensor
 
 from proponent.capture.mixed import mixed
+from proponent.curvature.queries import Directed
 from proponent.errors import InputError
-from proponent.methods.score import Directions, directions
+from proponent.methods.score import directions
 from proponent.rows import Rows
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ AXES = {1: ("feature",), 3: ("channel", "height", "width")}
 AXES_OF_LAYER = {1: ("channel",), 2: ("position", "channel")}
 
 
-def directions_of(member: Member, queries: Rows) -> Directions:
+def directions_of(member: Member, queries: Rows) -> Directed:
     """u_q = P ∇m_q in the parameters' own layout; with the member looked at."""
     return directions(member.capture, member.metric, queries, member.sizes.batch())
 

@@ -8,7 +8,7 @@ A measurement that is minus the loss has ψ = ∇ℓ, so a proponent's score is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from proponent.capture.blocks import Block, Factors, Lookup, compact, concatenat
 from proponent.capture.forward_mode import with_losses
 from proponent.capture.gradients import Capture
 from proponent.curvature.metric import Blockwise, Metric
-from proponent.curvature.queries import Meter, Queries
+from proponent.curvature.queries import Directed, Meter, Queries
 from proponent.errors import InputError
 from proponent.rows import Rows
 
@@ -35,19 +35,6 @@ QUERY_MEMORY = 2**30
 """Bytes of prepared query gradients held at once; more queries take another pass over the training set."""
 
 
-@dataclass(frozen=True)
-class Directions:
-    """P ∇m_q of q queries, as directions in which losses are differentiated.
-
-    Args:
-        rows: (q, P) by parameter name.
-        finite: (q,) whether the query's measurement is finite.
-    """
-
-    rows: Mapping[str, Tensor]
-    finite: Tensor
-
-
 def prepare(capture: Capture, metric: Metric, query: Rows, batch: int, layers: tuple[str, ...] = ()) -> Queries:
     """The query side: captured batch by batch, multiplied by the metric's curvature once."""
     finite, blocks = _gathered(capture, query, batch)
@@ -56,10 +43,11 @@ def prepare(capture: Capture, metric: Metric, query: Rows, batch: int, layers: t
     return metric.queries(blocks, len(query), finite, layers)
 
 
-def directions(capture: Capture, metric: Metric, query: Rows, batch: int) -> Directions:
+def directions(capture: Capture, metric: Metric, query: Rows, batch: int) -> Directed:
     """The query side in the parameters' own layout: P ∇m_q."""
     finite, blocks = _gathered(capture, query, batch)
-    return Directions(metric.directions(blocks), finite)
+    rows, residual = metric.directions(blocks)
+    return Directed({}, len(query), finite, (), residual, rows)
 
 
 def layers_of(capture: Capture, query: Rows) -> tuple[str, ...]:
@@ -127,13 +115,13 @@ def totals(capture: Capture, metric: Metric, query: Rows, train: Rows, batch: in
 
 
 def stream_forward(
-    capture: Capture, queries: Directions, train: Rows, parts: Iterable[slice], scale: float
+    capture: Capture, queries: Directed, train: Rows, parts: Iterable[slice], scale: float
 ) -> Iterator[tuple[slice, Tensor]]:
-    """As `stream` with P = 1, by one forward pass per query and no backward pass: for few queries, on any architecture.
+    """As `stream`, by one forward pass per query and no backward pass: for few queries, on any architecture.
 
-    ⟨∇m_q, ∇ℓ_i⟩ is the derivative of ℓ_i along ∇m_q.
+    ⟨P ∇m_q, ∇ℓ_i⟩ is the derivative of ℓ_i along P ∇m_q.
     """
-    task, count = capture.task, len(queries.finite)
+    task, count = capture.task, queries.count
     for at in parts:
         batch = task.batch(train, at)
         made = [with_losses(task, {k: r[q] for k, r in queries.rows.items()}, batch) for q in range(count)]
