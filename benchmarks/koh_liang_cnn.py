@@ -105,7 +105,7 @@ class Objective:
     def _add(self, theta: Tensor, x: Tensor, y: Tensor, weight: float, value: float, total: Tensor):
         held = theta.detach().requires_grad_()
         part = self.losses(held, x, y).sum() * weight
-        return value + float(part), total + torch.autograd.grad(part, held)[0]
+        return value + float(part.detach()), total + torch.autograd.grad(part, held)[0]
 
     def times(self, theta: Tensor, v: Tensor) -> Tensor:
         """The Hessian's product with a vector."""
