@@ -273,9 +273,11 @@ def compare(run: Experiment, top: int) -> list[Compared]:
             Compared(f"cnn-{run.name}", how, score[q][own], actual[q][[at[row] for row in own]])
             for q, own in enumerate(shared)
         ]
-        rs = [c.r for c in each]
+        rs, fewest = [c.r for c in each], min(map(len, shared))
         over = (
-            f"; {len(rs)} queries: median r {np.median(rs):.3f} ({min(rs):.3f} to {max(rs):.3f})" if len(rs) > 1 else ""
+            f"; {len(rs)} queries: median r {np.median(rs):.3f} ({min(rs):.3f} to {max(rs):.3f}), of {fewest} rows or more"
+            if len(rs) > 1
+            else ""
         )
         note = f"query {run.numbers[0]}, top {top}{over}{'; ' if said else ''}{said}"
         found.append(Compared(f"cnn-{run.name}", how, each[0].predicted, each[0].actual, "(.86)", note))
