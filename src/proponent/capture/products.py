@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WORTHWHILE = 2**20
 """Multiplications below which the way to the other library costs more than it saves."""
 
-FREED = 2**24
+FREED = 2**25 - 2**16
 """Bytes that are taken and given back once; see `keep_freed_memory`."""
 
 
