@@ -1,6 +1,7 @@
 """Plans: what is predicted, what is chosen and why, and that a run tells both."""
 
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 import proponent as pp
 from proponent.methods import plan as planning
+from proponent.methods import tracin
+from proponent.store.matrix import MatrixStore
 
 torch.set_num_threads(1)
 
@@ -35,10 +38,56 @@ def data(n=200):
 def test_seconds_grow_with_the_training_set_and_are_those_of_the_run():
     task, query = pp.Task(Slow()), data(4)
     short, long = (pp.plan(task, data(n), query, ["graddot"], batch_size=10).of("graddot") for n in (100, 400))
-    assert 3 < long["seconds"] / short["seconds"] < 4.5
+    assert 0.28 < long["seconds"] - short["seconds"] < 0.45  # a millisecond for each of 300 more
     start = time.perf_counter()
     pp.GradDot(batch_size=10).fit(task, data(400)).score(query)
     assert 1 / 2 < long["seconds"] / (time.perf_counter() - start) < 2
+
+
+@pytest.mark.parametrize("name", ("ekfac", "tracin", "graddot"))
+@pytest.mark.parametrize("count", (3, 5))
+def test_what_a_checkpoint_costs_by_itself_is_predicted(name, count, tmp_path, monkeypatch):
+    def slow(path, read=tracin.read_state):
+        time.sleep(0.1)
+        return read(path)
+
+    monkeypatch.setattr(tracin, "read_state", slow)
+    monkeypatch.setattr("proponent.methods.ensemble.read_state", slow)
+    run = []
+    for k in range(count):
+        run.append(tmp_path / f"{k}.pt")
+        torch.save(nn.Linear(3, 2).state_dict(), run[-1])
+    pp.attribute(
+        pp.Task(nn.Linear(3, 2)), data(300), data(20), "ekfac", checkpoints=run[:1]
+    )  # libraries load on first use
+    options = {"checkpoints": run, **({"learning_rates": [0.1] * count} if name == "tracin" else {})}
+    for out in (None, tmp_path / "scores.zarr"):
+        attrs = pp.attribute(pp.Task(nn.Linear(3, 2)), data(300), data(20), name, out=out, **options).dataset.attrs
+        assert 1 / 1.5 < attrs["predicted_seconds"] / attrs["seconds"] < 1.5
+
+
+def test_scores_on_their_way_to_disk_take_their_time(tmp_path, monkeypatch):
+    def slow(*args, write=MatrixStore.write):
+        time.sleep(0.01)
+        write(*args)
+
+    task, train, query = pp.Task(nn.Linear(3, 2)), data(300), data(4)
+    pp.plan(task, train, query, ["graddot"], batch_size=10, out=tmp_path / "scores.zarr")  # libraries load on first use
+    monkeypatch.setattr(MatrixStore, "write", slow)
+    plain, disk = (
+        pp.plan(task, train, query, ["graddot"], batch_size=10, out=out).of("graddot")["seconds"]
+        for out in (None, tmp_path / "scores.zarr")
+    )
+    assert disk - plain > 0.3 and not list(tmp_path.iterdir())
+
+
+def test_a_rehearsal_says_nothing_and_tells_what_cannot_be():
+    task, (x, y) = pp.Task(nn.Linear(3, 2)), data()
+    x[3] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pp.plan(task, (x, y), data(5), ["graddot"]).of("graddot")["seconds"] > 0
+    assert "its own basis" in pp.plan(task, data(), data(5), ["ekfac", "graddot"], solver="cg").of("ekfac")["note"]
 
 
 def test_a_run_tells_what_was_predicted_and_what_it_took():
@@ -78,7 +127,9 @@ def test_auto_takes_what_it_can_and_has_the_patience_for(monkeypatch):
     run = [task.model.state_dict()] * 3
     over = pp.plan(task, train, train, checkpoints=run)
     assert over.choice == "ekfac" and "at each of 3 checkpoints" in over.reason
-    assert pp.plan(custom, train, train, checkpoints=run).choice == "tracin"
+    assert pp.plan(custom, train, train, checkpoints=run, learning_rates=0.1).choice == "tracin"
+    without = pp.plan(custom, train, train, checkpoints=run)
+    assert without.choice == "graddot" and "without a learning rate" in without.of("tracin")["note"]
     assert pp.plan(task, train, train).choice == "ekfac"
     monkeypatch.setattr(planning, "PATIENCE", 1e-9)
     impatient = pp.plan(task, train, train)

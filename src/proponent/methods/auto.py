@@ -79,7 +79,7 @@ def _task_scores(
     planned: Mapping[str, Any] = {}
     chosen, reason = method, f"{method}, as asked."
     if method not in UNPLANNED:
-        made = plan(task, rows, queries, None if method == "auto" else [method], **options)
+        made = plan(task, rows, queries, None if method == "auto" else [method], out, **options)
         if method == "auto":
             chosen, reason = made.choice, f"{made.reason[0].upper()}{made.reason[1:]}"
         planned = made.of(chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -52,10 +53,17 @@ class Plan:
         return f"{shown}\nauto takes {self.choice}: {self.reason}"
 
 
-def plan(subject: Any, train: Any, query: Any, methods: Sequence[str] | None = None, **options: Any) -> Plan:
+def plan(
+    subject: Any,
+    train: Any,
+    query: Any,
+    methods: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Plan:
     """Predict seconds, peak memory and disk of every method.
 
-    A few batches of the real work are done and timed; what grows with the training set is scaled up.
+    The work is rehearsed on the first examples and checkpoints; what grows with their number is scaled up.
 
     >>> import torch, proponent as pp
     >>> task = pp.Task(torch.nn.Linear(3, 2))
@@ -68,6 +76,7 @@ def plan(subject: Any, train: Any, query: Any, methods: Sequence[str] | None = N
         subject: a Task; a SklearnRecipe or an estimator.
         train, query: as for `attribute`.
         methods: those to predict; all by default.
+        out: where the scores are to be streamed to; nothing is written there.
         options: as for `attribute`.
 
     Raises:
@@ -83,7 +92,7 @@ def plan(subject: Any, train: Any, query: Any, methods: Sequence[str] | None = N
             raise InputError(
                 f"method {name!r}", f"one of {', '.join(GRADIENT_METHODS)}", did_you_mean(name, GRADIENT_METHODS)
             )
-    probe = Probe.of(subject, train, query, options.get("batch_size"))
+    probe = Probe.of(subject, train, query, options.get("batch_size"), out is not None)
     rows = [_row(name, probe, options) for name in wanted]
     table = pd.DataFrame(rows, columns=["method", "seconds", "memory_mb", "disk_mb", "note"])
     choice, reason = _choose(table, options)
@@ -141,6 +150,6 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def influence_of(name: str, options: Mapping[str, Any]) -> Influence:
     """The specification of a named curvature with the options that concern it."""
-    known = ("damping", "weight_decay", "batch_size", "shortcut", "query_rank", "solver")
+    known = ("curvature", "damping", "weight_decay", "batch_size", "shortcut", "query_rank", "solver")
     taken = {k: options[k] for k in known if k in options}
     return replace(Influence(curvature=name), **taken)
