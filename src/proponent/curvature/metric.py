@@ -11,7 +11,7 @@ from torch import Tensor
 from proponent.capture.blocks import PRODUCTS, Block, Dense, Factors, ghost_is_cheaper, pieces
 from proponent.capture.grid import Grid, Levels
 from proponent.capture.products import times
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed, by_parameter
+from proponent.curvature.queries import Blockwise, Meter, Prepared, Queries, by_parameter
 
 
 class Metric(Protocol):
@@ -43,16 +43,10 @@ class Metric(Protocol):
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Blockwise):
     """P = 1: gradients are compared as they are."""
 
     vectors: int = 0
-
-    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
-
-    def meter(self, zeros: Tensor) -> Meter:
-        return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
         if isinstance(query, Factors) and query.positions == 1 and query.weight:
