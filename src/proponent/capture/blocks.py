@@ -241,6 +241,12 @@ def pieces(examples: int, each: int, numbers: int) -> list[slice]:
     return [slice(at, min(at + step, examples)) for at in range(0, examples, step)]
 
 
+def numbers(block: Block) -> int:
+    """Held for a block's gradients: those of its factors, or of the gradients where it has none."""
+    held = [v for v in vars(block).values() if isinstance(v, Tensor)]
+    return sum(t.numel() for t in held) if held else sum(block.sizes)
+
+
 def concatenate(blocks: Sequence[Any]) -> Any:
     """Blocks of several batches as one; positions are padded with zeros where their numbers differ."""
     first = blocks[0]

@@ -14,12 +14,12 @@ from proponent.curvature import diagonal
 from proponent.curvature.damping import Damping
 from proponent.curvature.expansion import Expansion
 from proponent.curvature.preconditioned import LowRank, PreparedRows, Terms
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed, by_parameter
+from proponent.curvature.queries import Blockwise, Prepared, by_parameter
 from proponent.curvature.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
-class InverseFisher:
+class InverseFisher(Blockwise):
     """gᵀ (F + wd + λ)⁻¹ g′, block by block.
 
     Args:
@@ -65,12 +65,6 @@ class InverseFisher:
     def exact(self) -> InverseFisher:
         """Without any shortcut."""
         return InverseFisher(self.spectrum, self.inverse)
-
-    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
-
-    def meter(self, zeros: Tensor) -> Meter:
-        return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
         basis = self.spectrum.bases.get(name)

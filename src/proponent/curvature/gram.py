@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proponent.capture.blocks import Block, Factors, concatenate
+from proponent.capture.blocks import Block, Factors, concatenate, numbers
 from proponent.capture.gradients import Capture
 from proponent.curvature.kinds import Kind, targets
 from proponent.curvature.metric import Identity
@@ -276,9 +276,7 @@ def _chosen(kind: Kind, capture: Capture, rows: Rows, batch: int, chosen: Tensor
 
 def _require_room(capture: Capture, rows: Rows, count: int) -> None:
     _, blocks = capture.gradients(capture.task.batch(rows, slice(0, 1)), capture.task.losses)
-    one = sum(t.numel() for b in blocks.values() for t in vars(b).values() if isinstance(t, Tensor))
-    one += sum(sum(b.sizes) for b in blocks.values() if not any(isinstance(t, Tensor) for t in vars(b).values()))
-    needed = count * (4 * one + 24 * count)
+    needed = count * (4 * sum(numbers(b) for b in blocks.values()) + 24 * count)
     if needed > MEMORY:
         raise InputError(
             f"{count:,} rows of the dual, which take about {needed / 2**30:.1f} GiB",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
 from proponent.capture.blocks import PRODUCTS, Block, Dense, Factors, ghost_is_cheaper, pieces
 from proponent.capture.grid import Grid, Levels
 from proponent.capture.products import times
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed, by_parameter
+from proponent.curvature.queries import Blockwise, Meter, Prepared, Queries, by_parameter
 
 
 class Metric(Protocol):
@@ -42,26 +42,11 @@ class Metric(Protocol):
         ...
 
 
-@runtime_checkable
-class Blockwise(Protocol):
-    """A metric that couples no two blocks."""
-
-    def prepare(self, name: str, query: Block) -> Prepared:
-        """One block of q queries, multiplied by P."""
-        ...
-
-
 @dataclass(frozen=True)
-class Identity:
+class Identity(Blockwise):
     """P = 1: gradients are compared as they are."""
 
     vectors: int = 0
-
-    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
-
-    def meter(self, zeros: Tensor) -> Meter:
-        return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
         if isinstance(query, Factors) and query.positions == 1 and query.weight:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -139,12 +139,10 @@ class Problem:
 
         def precondition(v: Tensor) -> Tensor:
             own = self.coordinates.split(v)
-            made: dict[str, Tensor] = {}
-            for key, names in self.names.items():
-                one: Any = metric.prepare(key, Dense(names, tuple(own[n] for n in names)))
-                made |= dict(zip(names, one.rows, strict=True))
-            rest = {n: own[n] / damping for n in own if n not in made}
-            return self.coordinates.join(made | rest, v)
+            made, _ = metric.directions(
+                {k: Dense(names, tuple(own[n] for n in names)) for k, names in self.names.items()}
+            )
+            return self.coordinates.join({n: rows / damping for n, rows in own.items()} | made, v)
 
         return precondition
 

@@ -126,17 +126,28 @@ class Meter(Protocol):
         ...
 
 
-class BlockNorms(Protocol):
-    """gᵀ P g of one block, where P couples no two blocks."""
+class Blockwise:
+    """A metric that couples no two blocks: each is prepared and measured by itself."""
 
-    def norm2(self, name: str, block: Block) -> Tensor: ...
+    def prepare(self, name: str, query: Block) -> Prepared:
+        raise NotImplementedError
+
+    def norm2(self, name: str, block: Block) -> Tensor:
+        """(b,) gᵀ P g of one block."""
+        raise NotImplementedError
+
+    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
+        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
+
+    def meter(self, zeros: Tensor) -> Meter:
+        return Summed(self, zeros)
 
 
 @dataclass
 class Summed:
     """The sum of every block's own."""
 
-    metric: BlockNorms
+    metric: Blockwise
     out: Tensor
 
     def take(self, name: str, block: Block) -> None:

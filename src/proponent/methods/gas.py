@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proponent.capture.blocks import Block
 from proponent.curvature.metric import Identity, Metric
-from proponent.curvature.queries import Meter, Prepared, Queries, Summed
+from proponent.curvature.queries import Blockwise, Prepared
 from proponent.errors import InputError
 from proponent.methods.fitted_gradients import FittedGradients
 from proponent.methods.tracin import TracIn
@@ -65,7 +65,7 @@ class GAS:
 
 
 @dataclass(frozen=True)
-class ByLayer:
+class ByLayer(Blockwise):
     """Each block's gradients as vectors of length 1; a gradient of zero stays so.
 
     Args:
@@ -78,14 +78,8 @@ class ByLayer:
     def vectors(self) -> int:
         return self.inner.vectors
 
-    def queries(self, blocks: Mapping[str, Block], count: int, finite: Tensor, layers: tuple[str, ...] = ()) -> Queries:
-        return Queries({name: self.prepare(name, block) for name, block in blocks.items()}, count, finite, layers)
-
     def directions(self, blocks: Mapping[str, Block]) -> tuple[dict[str, Tensor], None]:
         raise InputError("a perturbation of cosines", "scores that are sums of inner products", "use TracIn")
-
-    def meter(self, zeros: Tensor) -> Meter:
-        return Summed(self, zeros)
 
     def prepare(self, name: str, query: Block) -> Prepared:
         return OverLengths(name, self.inner, self.inner.prepare(name, query), length(self.inner, name, query))

@@ -137,12 +137,8 @@ class FittedLabelEvidence:
 def _preconditioned(member: Member, rows: Rows, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """(F + λ)⁻¹ times one gradient, by parameter."""
     _, blocks = member.capture.gradients(member.capture.task.batch(rows, slice(0, 1)), member.capture.task.losses)
-    made: dict[str, Tensor] = {}
-    metric: Any = member.metric
-    for key, block in blocks.items():
-        one = metric.prepare(key, Dense(block.names, tuple(gradient[n].flatten()[None] for n in block.names)))
-        made |= {name: row[0] for name, row in zip(block.names, one.rows, strict=True)}
-    return made
+    own = {k: Dense(b.names, tuple(gradient[n].flatten()[None] for n in b.names)) for k, b in blocks.items()}
+    return {name: rows[0] for name, rows in member.metric.directions(own)[0].items()}
 
 
 def _pull(net: Any, batch: Any) -> Tensor:

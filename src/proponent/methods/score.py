@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proponent.capture.blocks import Block, Factors, Lookup, compact, concatenate
+from proponent.capture.blocks import Block, Factors, Lookup, compact, concatenate, numbers
 from proponent.capture.forward_mode import with_losses
 from proponent.capture.gradients import Capture
-from proponent.curvature.metric import Blockwise, Metric
-from proponent.curvature.queries import Directed, Meter, Queries
+from proponent.curvature.metric import Metric
+from proponent.curvature.queries import Blockwise, Directed, Meter, Queries
 from proponent.errors import InputError
 from proponent.rows import Rows
 
@@ -224,9 +224,9 @@ class Sizes:
         task = capture.task
         _, blocks = capture.gradients(task.batch(rows, slice(0, 1)), task.losses)
         return cls(
-            sum(_numbers(b) for b in blocks.values()),
+            sum(numbers(b) for b in blocks.values()),
             sum(sum(b.sizes) for b in blocks.values()),
-            sum(_numbers(b) if isinstance(b, Factors) and b.positions == 1 else sum(b.sizes) for b in blocks.values()),
+            sum(numbers(b) if isinstance(b, Factors) and b.positions == 1 else sum(b.sizes) for b in blocks.values()),
         )
 
     def batch(self) -> int:
@@ -237,8 +237,3 @@ class Sizes:
     def queries(self, vectors: int) -> int:
         """Queries prepared at once, each of which holds some multiple of its gradient; 0 for factors where it has any."""
         return max(1, QUERY_MEMORY // (4 * (vectors * self.gradient or self.ghost)))
-
-
-def _numbers(block: Block) -> int:
-    held: tuple[Any, ...] = tuple(v for v in vars(block).values() if isinstance(v, Tensor))
-    return sum(t.numel() for t in held) if held else sum(block.sizes)
