@@ -26,6 +26,24 @@ WINDOWS = 2**20
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """How a layer's windows lie, one number per dimension; the padding is with zeros, at both ends."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    def windows(self, x: Tensor, outputs: Sequence[int]) -> Tensor:
+        """(b, C, *kernel, *outputs): what each output position sees, without a copy but for the padding."""
+        x = F.pad(x, [p for d in reversed(self.padding) for p in (d, d)]) if any(self.padding) else x
+        strides = x.stride()
+        within = tuple(s * d for s, d in zip(strides[2:], self.dilation, strict=True))
+        hop = tuple(s * d for s, d in zip(strides[2:], self.stride, strict=True))
+        return x.as_strided((*x.shape[:2], *self.kernel, *outputs), (*strides[:2], *within, *hop))
+
+
+@dataclass(frozen=True)
 class Convolution:
     """Σ_t g_t window_t(x)ᵀ for a weight (O, C·k), and Σ_t g_t for a bias, without unfolding the windows.
 
@@ -33,17 +51,14 @@ class Convolution:
         names: the parameters' names: weight, bias, or both in this order.
         x: (b, C, …) inputs.
         g: (b, O, …) gradients at the outputs.
-        kernel, stride, dilation, padding: of the layer, one number per dimension; the padding is with zeros, at both ends.
+        geometry: of the layer's windows.
         weight, bias: which of the two are wanted.
     """
 
     names: tuple[str, ...]
     x: Tensor
     g: Tensor
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    padding: tuple[int, ...]
+    geometry: Geometry
     weight: bool = True
     bias: bool = False
 
@@ -53,7 +68,7 @@ class Convolution:
     @property
     def sizes(self) -> tuple[int, ...]:
         o = self.g.shape[1]
-        return (o * self.x.shape[1] * math.prod(self.kernel),) * self.weight + (o,) * self.bias
+        return (o * self.x.shape[1] * math.prod(self.geometry.kernel),) * self.weight + (o,) * self.bias
 
     @property
     def positions(self) -> int:
@@ -62,7 +77,7 @@ class Convolution:
     @property
     def sides(self) -> tuple[int, int]:
         """(C·k, O): what a window holds, and the layer's outputs."""
-        return self.x.shape[1] * math.prod(self.kernel), self.g.shape[1]
+        return self.x.shape[1] * math.prod(self.geometry.kernel), self.g.shape[1]
 
     def rows(self) -> tuple[Tensor, ...]:
         weight = (self._weight(),) if self.weight else ()
@@ -85,14 +100,14 @@ class Convolution:
         Args:
             step, offset: only every so many positions, beginning here, along every dimension.
         """
-        few = (slice(offset, None, step),) * len(self.kernel)
-        seen = windows(self.x, self.kernel, self.stride, self.dilation, self.padding, self.g.shape[2:])[..., *few]
+        few = (slice(offset, None, step),) * len(self.geometry.kernel)
+        seen = self.geometry.windows(self.x, self.g.shape[2:])[..., *few]
         columns = seen.reshape(len(self), self.sides[0], math.prod(seen.shape[-len(few) :]))
         g = self.g[:, :, *few].flatten(2)
         return Factors(self.names, columns.mT, g.mT, weight=self.weight, bias=self.bias)
 
     def _weight(self) -> Tensor:
-        return _weight_rows(self.x, self.g, self.kernel, self.stride, self.dilation, self.padding, 1)
+        return _weight_rows(self.x, self.g, self.geometry, 1)
 
 
 def convolution(call: Call) -> list[Block]:
@@ -102,9 +117,10 @@ def convolution(call: Call) -> list[Block]:
     x, padding = _padded(call.args[0], module)
     weight, bias = "weight" in call.wanted, "bias" in call.wanted
     names = ("weight",) * weight + ("bias",) * bias
+    geometry = Geometry(module.kernel_size, module.stride, module.dilation, padding)
     if module.groups == 1:
-        return [Convolution(names, x, g, module.kernel_size, module.stride, module.dilation, padding, weight, bias)]
-    own = (_weight_rows(x, g, module.kernel_size, module.stride, module.dilation, padding, module.groups),) * weight
+        return [Convolution(names, x, g, geometry, weight, bias)]
+    own = (_weight_rows(x, g, geometry, module.groups),) * weight
     return [Dense(names, own + (g.flatten(2).sum(2),) * bias)]
 
 
@@ -124,76 +140,36 @@ def transposed_convolution(call: Call) -> list[Block]:
     return [Dense(names, (own.reshape(b, -1),) * weight + (g.flatten(2).sum(2),) * bias)]
 
 
-def _weight_rows(
-    x: Tensor,
-    g: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def _weight_rows(x: Tensor, g: Tensor, geometry: Geometry, groups: int) -> Tensor:
     """(b, O·C/groups·k): the weight's gradient of each example."""
     if groups == 1 and x.shape[1] < CHANNELS:
-        return _from_windows(x, g, kernel, stride, dilation, padding)
-    return _as_groups(x, g, kernel, stride, dilation, padding, groups)
+        return _from_windows(x, g, geometry)
+    return _as_groups(x, g, geometry, groups)
 
 
-def _from_windows(
-    x: Tensor,
-    g: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: tuple[int, ...],
-) -> Tensor:
+def _from_windows(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
     """As products of the output gradients with windows, which are copied for a few examples at a time."""
-    inside, made = x.shape[1] * math.prod(kernel), []
+    inside, made = x.shape[1] * math.prod(geometry.kernel), []
     for part in pieces(len(x), inside * math.prod(g.shape[2:]), WINDOWS):
-        columns = windows(x[part], kernel, stride, dilation, padding, g.shape[2:])
+        columns = geometry.windows(x[part], g.shape[2:])
         made.append(torch.bmm(g[part].flatten(2), columns.reshape(len(columns), inside, -1).mT).flatten(1))
     return torch.cat(made)
 
 
-def windows(
-    x: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: tuple[int, ...],
-    outputs: Sequence[int],
-) -> Tensor:
-    """(b, C, *kernel, *outputs): what each output position sees, without a copy but for the padding."""
-    x = F.pad(x, [p for d in reversed(padding) for p in (d, d)]) if any(padding) else x
-    strides = x.stride()
-    within = tuple(s * d for s, d in zip(strides[2:], dilation, strict=True))
-    hop = tuple(s * d for s, d in zip(strides[2:], stride, strict=True))
-    return x.as_strided((*x.shape[:2], *kernel, *outputs), (*strides[:2], *within, *hop))
-
-
-def _as_groups(
-    x: Tensor,
-    g: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def _as_groups(x: Tensor, g: Tensor, geometry: Geometry, groups: int) -> Tensor:
     """Examples laid side by side as groups of one convolution, whose weight gradient is all of theirs."""
     b, c, o = len(x), x.shape[1] // groups, g.shape[1]
-    like = x.new_empty(b * o, c, *kernel)  # only its shape is looked at; an expanded one would be copied
-    none = [0] * len(kernel)
+    like = x.new_empty(b * o, c, *geometry.kernel)  # only its shape is looked at; an expanded one would be copied
     own = torch.ops.aten.convolution_backward(
         _side_by_side(g),
         _side_by_side(x),
         like,
         None,
-        stride,
-        padding,
-        dilation,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
         False,
-        none,
+        [0] * len(geometry.kernel),
         b * groups,
         [False, True, False],
     )[1]
