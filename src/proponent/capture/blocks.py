@@ -262,10 +262,12 @@ def concatenate(blocks: Sequence[Any]) -> Any:
 
 
 def compact(block: Block) -> Block:
-    """The gradients in place of the factors of many positions that take more room; products of these are no cheaper either."""
-    if isinstance(block, Factors) and block.positions > 1 and block.positions * sum(block.sides) > sum(block.sizes):
-        return Dense(block.names, block.rows())
-    return block
+    """The gradients in place of what they are made of, where that takes more room: products with it are no cheaper either.
+
+    Factors of one position stay: what multiplies them without forming gradients needs them.
+    """
+    one_position = isinstance(block, Factors) and block.positions == 1
+    return block if one_position or numbers(block) <= sum(block.sizes) else Dense(block.names, block.rows())
 
 
 def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
