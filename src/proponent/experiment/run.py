@@ -148,4 +148,4 @@ def plan(path: str) -> Any:
     say(f"running {Path(path).name}")
     experiment = load(path)
     with blaming(experiment.path, "the model or the data"):
-        return proponent.plan(experiment.subject, experiment.train, experiment.query, out=path)
+        return proponent.plan(experiment.subject, experiment.train, experiment.query, out="attribution.zarr")
