@@ -6,10 +6,27 @@ import torch
 from torch import nn
 
 import proponent as pp
+from proponent.capture import products
 from proponent.capture.grid import Grid, exact_products
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.skipif(not exact_products(), reason="8-bit products saturate on this processor")
+
+
+@pytest.fixture(autouse=True)
+def _integers(monkeypatch):
+    """As on a processor where they are fast."""
+    monkeypatch.setattr(products, "processor", lambda: {"avx512_vnni": True})
+    exact_products.cache_clear()
+    if not exact_products():
+        pytest.skip("8-bit products saturate on this processor")
+    yield
+    exact_products.cache_clear()
+
+
+def test_products_that_the_processor_has_no_instructions_for_stay_in_single_precision(monkeypatch):
+    monkeypatch.setattr(products, "processor", lambda: {"avx2": True})
+    exact_products.cache_clear()
+    assert Grid.of(images()) is None
 
 
 def images(n=40, seed=0):

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from proponent.capture import products
+
 LEVELS = 256
 SAMPLE = 2**13
 """Numbers that the grid is found from; all others are checked."""
@@ -84,8 +86,9 @@ class Levels:
 
 @cache
 def exact_products() -> bool:
-    """Whether 8-bit products come out exact here: some processors saturate halfway."""
-    if not hasattr(torch, "_int_mm"):
+    """Whether 8-bit products are fast here and come out exact: without instructions of their own PyTorch takes them number by
+    number, a hundred times slower than in single precision, and some processors saturate halfway."""
+    if not (hasattr(torch, "_int_mm") and products.processor().get("avx512_vnni")):
         return False
     extremes = torch.tensor([-128, 127, -127, 126], dtype=torch.int8).repeat(24, 64)
     return bool((torch._int_mm(extremes, extremes.T) == extremes.long() @ extremes.long().T).all())
