@@ -177,7 +177,7 @@ def test_score_is_what_leaving_out_does_in_ridge_regression():
     assert abs(slope - 1) < 0.03
 
 
-def test_sampled_fisher_comes_close_to_the_exact_one_as_copies_of_the_data_are_drawn():
+def test_sampled_fisher_comes_close_to_the_exact_one_as_copies_of_the_data_are_taken():
     model, (x, y) = mlp(), data((6,), 20)
     task = pp.Task(model)
     exact = pp.EKFAC(fisher="exact").fit(task, (x, y))
@@ -341,7 +341,7 @@ def test_the_first_layer_of_a_shared_module_and_a_tied_weight_get_the_diagonal()
     assert np.allclose(got, (gi @ gi.T).detach().numpy(), rtol=1e-4, atol=1e-6)  # damping alone: gradient products
 
 
-def test_unknown_curvatures_and_losses_that_cannot_draw_are_refused_in_words():
+def test_unknown_curvatures_and_losses_without_a_hessian_are_refused_in_words():
     model, (x, y) = mlp(), data((6,))
     with pytest.raises(InputError, match="did you mean 'ekfac'"):
         pp.Influence(curvature="ekfack").fit(pp.Task(model), (x, y))
@@ -350,7 +350,7 @@ def test_unknown_curvatures_and_losses_that_cannot_draw_are_refused_in_words():
     with pytest.raises(InputError, match="a positive damping"):
         pp.Influence(damping=0).fit(pp.Task(model), (x * 0, y))
     custom = pp.Task(copy.deepcopy(model), loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"))
-    with pytest.raises(UnsupportedModel, match="cannot draw targets"):
+    with pytest.raises(UnsupportedModel, match="does not know its Hessian"):
         pp.Influence().fit(custom, (x, y))
     from sklearn.linear_model import Ridge
 

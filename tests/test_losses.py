@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 import proponent as pp
@@ -273,14 +272,14 @@ def test_expected_losses_give_the_gauss_newton_matrix_exactly(name):
 
 @pytest.mark.parametrize("name", HESSIANS)
 @pytest.mark.parametrize("generator", (torch.Generator().manual_seed(0), draws.Draws(0)), ids=("torch", "draws"))
-def test_drawn_targets_give_the_gauss_newton_matrix_on_average(name, generator):
+def test_random_signs_give_the_gauss_newton_matrix_on_average(name, generator):
     task, batch = hessian_case(name)
     draws = 2000
     copies = tuple(x[:1].expand(draws, *x.shape[1:]) for x in batch)
     want = dense(task, batch[0][:1], batch[1][:1])
     with task.watching():
         capture = Capture.of(task, Rows.of(batch))
-        _, blocks = capture.gradients(copies, lambda b: task.sampled_losses(b, generator))
+        _, blocks = capture.gradients(copies, lambda b: task.signed_outputs(b, generator))
     rows = {name: part for block in blocks.values() for name, part in zip(block.names, block.rows(), strict=True)}
     g = torch.cat([rows[k] for k in task.selected()], 1)
     per_draw = torch.einsum("np,nq->npq", g, g)
@@ -289,73 +288,81 @@ def test_drawn_targets_give_the_gauss_newton_matrix_on_average(name, generator):
     assert float((g.T @ g / draws - want).norm() / want.norm()) < 0.15
 
 
-def test_contrastive_candidates_are_drawn_and_summed():
-    torch.manual_seed(1)
-    encoder = nn.Linear(5, 2).double()
-    batch = contrastive_batch(b=1)
-    task = pp.Task(encoder, loss=losses.Contrastive(temperature=0.5))
-    pairs = list(task.expected_losses(batch))
-    assert math.isclose(sum(float(w) for w, _ in pairs), 1.0)
-    many = tuple(x.expand(4000, *x.shape[1:]) for x in batch)
-    drawn = task._loss.sample(task._loss.output(encoder, many), many, torch.Generator().manual_seed(0))
-    counts = torch.bincount(drawn[3], minlength=5) / 4000
-    want = torch.tensor([float(w) for w, _ in pairs])
-    assert torch.allclose(counts, want.float(), atol=4 * 0.5 / 4000**0.5)
-    index = int(drawn[3][0])
-    assert math.isclose(task.sampled_losses(many, torch.Generator().manual_seed(0))[0].item(), pairs[index][1].item())
+@pytest.mark.parametrize("name", ("binary_cross_entropy", "squared_error", "poisson"))
+def test_with_one_output_any_sign_gives_the_gauss_newton_matrix(name):
+    torch.manual_seed(2)
+    net = nn.Linear(3, 1).double()
+    task, batch = pp.Task(net, loss=name), (torch.randn(1, 3).double(), torch.ones(1, 1).double())
+    (got,) = gradients(net, [lambda: task.signed_outputs(batch, draws.Draws(0)).sum()])
+    assert torch.allclose(torch.outer(got, got), dense(task, *batch), rtol=1e-12)
+
+
+def test_the_root_of_a_softmax_is_one_whatever_the_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.0, 1.0, 30.0, 300.0):
+        p = (torch.randn(6, generator=generator, dtype=torch.float64) * scale).softmax(0)
+        root = torch.stack([losses.root_of_softmax(p, one) for one in torch.eye(6, dtype=p.dtype)], 1)
+        assert torch.allclose(root @ root.T, p.diag() - p[:, None] * p, rtol=1e-12, atol=1e-15)
+    for p in ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5], [1e-45, 1.0, 1e-42], [1.0, 1e-30, 1e-38]):
+        assert losses.root_of_softmax(torch.tensor(p), torch.ones(3)).isfinite().all()
+
+
+def test_random_signs_vary_less_than_drawn_targets():
+    p = torch.tensor([0.05, 0.9, 0.03, 0.02], dtype=torch.float64)
+    want = p.diag() - p[:, None] * p
+    every = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=p.dtype)] * 4)
+    roots = losses.root_of_softmax(p, every)
+    signed = ((roots[:, :, None] * roots[:, None] - want) ** 2).sum((1, 2)).mean()
+    drawn = torch.eye(4, dtype=p.dtype) - p
+    at_drawn = (p * ((drawn[:, :, None] * drawn[:, None] - want) ** 2).sum((1, 2))).sum()
+    assert torch.allclose((roots[:, :, None] * roots[:, None]).mean(0), want)
+    assert float(signed) < 0.1 * float(at_drawn)
 
 
 @pytest.mark.parametrize("name", HESSIANS)
 @pytest.mark.parametrize("size", (1, 2, 3))
 def test_an_examples_draws_do_not_depend_on_its_batch(name, size):
     task, batch = hessian_case(name)
-    whole = task.sampled_losses(batch, draws.Draws(4)).detach()
+    whole = task.signed_outputs(batch, draws.Draws(4)).detach()
     parts = [
-        task.sampled_losses(tuple(x[at : at + size] for x in batch), draws.Draws(4, at)).detach()
+        task.signed_outputs(tuple(x[at : at + size] for x in batch), draws.Draws(4, at)).detach()
         for at in range(0, len(whole), size)
     ]
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-12)
-    assert not torch.allclose(task.sampled_losses(batch, draws.Draws(5)), whole)
+    assert not torch.allclose(task.signed_outputs(batch, draws.Draws(5)), whole)
 
 
 def test_draws_do_not_depend_on_padding():
     task = pp.Task(Given(), loss="masked_lm")
     output, target = torch.randn(4, 3, 5, dtype=torch.float64), torch.randint(5, (4, 3))
     longer = nn.functional.pad(output, (0, 0, 0, 2)), nn.functional.pad(target, (0, 2), value=IGNORE)
-    short = task.sampled_losses((output, target), draws.Draws(0))
-    assert torch.allclose(task.sampled_losses(longer, draws.Draws(0)), short, rtol=1e-12)
+    short = task.signed_outputs((output, target), draws.Draws(0))
+    assert torch.allclose(task.signed_outputs(longer, draws.Draws(0)), short, rtol=1e-12)
 
 
-def test_draws_are_uniform_and_those_of_neighbours_unrelated():
-    u = draws.Draws(0).uniform(torch.empty(20_000, 3, dtype=torch.float64)).numpy()
-    assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
-    neighbours = [(u[:, 0], u[:, 1]), (u[:-1, 0], u[1:, 0])]
-    neighbours.append((u[:, 0], draws.Draws(1).uniform(torch.empty(20_000)).numpy()))
-    assert all(abs(np.corrcoef(*pair)[0, 1]) < 4 / 20_000**0.5 for pair in neighbours)
+def test_signs_are_fair_and_those_of_neighbours_unrelated():
+    s = draws.Draws(0).signs(torch.empty(20_000, 130)).numpy()  # more than two words
+    assert set(np.unique(s)) == {-1.0, 1.0}
+    assert abs(s.mean(0)).max() < 5 / 20_000**0.5
+    neighbours = [(s[:, j], s[:, j + 1]) for j in range(129)] + [(s[:-1, 0], s[1:, 0]), (s[:, 0], s[:, 64])]
+    neighbours.append((s[:, 0], draws.Draws(1).signs(torch.empty(20_000)).numpy()))
+    assert all(abs(np.corrcoef(*pair)[0, 1]) < 5 / 20_000**0.5 for pair in neighbours)
 
 
-@pytest.mark.parametrize("rate", (0.0, 1e-3, 0.7, 12.0, 3e4))
-def test_counts_are_the_quantiles_of_the_poisson_distribution(rate):
-    u = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    u[:2] = torch.tensor([1e-9, 1 - 1e-9], dtype=u.dtype)
-    got = draws.poisson_quantile(torch.full_like(u, rate), u)
-    assert np.array_equal(got.numpy(), stats.poisson.ppf(u.numpy(), rate).clip(0))
-
-
-def test_drawing_is_repeatable_and_never_touches_the_global_state():
+def test_signs_are_repeatable_and_never_touch_the_global_state():
     task, batch = hessian_case("cross_entropy")
     state = torch.get_rng_state()
-    one, two = (task.sampled_losses(batch, torch.Generator().manual_seed(7)) for _ in range(2))
+    one, two = (task.signed_outputs(batch, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(one, two)
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("loss", ("cross_entropy", "binary_cross_entropy", "poisson", "squared_error"))
-def test_an_example_without_finite_outputs_draws_something_and_harms_no_other(loss):
+def test_an_example_without_finite_outputs_harms_no_other(loss):
     output = torch.randn(3, 2, dtype=torch.float64)
     output[1] = torch.nan
     target = torch.tensor([0, 1, 0]) if loss == "cross_entropy" else torch.ones(3, 2).double()
-    made = pp.Task(Given(), loss=loss).sampled_losses((output, target), torch.Generator().manual_seed(0))
+    made = pp.Task(Given(), loss=loss).signed_outputs((output, target), torch.Generator().manual_seed(0))
     assert made.isfinite().tolist() == [True, False, True]
 
 
@@ -412,6 +419,6 @@ def test_other_refusals():
     with pytest.raises(pp.UnsupportedModel, match="200 terms"):
         pp.Task(Given()).expected_losses(batch)
     by_function = pp.Task(Given(), loss=lambda model, batch: model(batch[0]))
-    for ask in (lambda: by_function.expected_losses(batch), lambda: by_function.sampled_losses(batch, None)):
+    for ask in (lambda: by_function.expected_losses(batch), lambda: by_function.signed_outputs(batch, None)):
         with pytest.raises(pp.UnsupportedModel, match="a named loss"):
             ask()

@@ -179,7 +179,7 @@ def test_every_batch_counts_once_in_the_inverse():
             np.testing.assert_allclose(other.dataset.score, made[0].dataset.score, rtol=2e-4, atol=1e-7)
 
 
-def test_drawn_targets_approach_the_gauss_newton_matrix():
+def test_random_signs_approach_the_gauss_newton_matrix():
     model, (train, query) = net(), data(n=12)
     many = tuple(t.repeat_interleave(300, 0) for t in train)
     truth, _ = expected(model, train, query, "ggn", damping=0.3)

@@ -45,8 +45,3 @@ def target_of(batch: Any) -> Tensor:
 def with_target(batch: Any, target: Tensor) -> Any:
     """The batch with another target."""
     return {**batch, "labels": target} if isinstance(batch, Mapping) else (*batch[:-1], target)
-
-
-def redrawn(batch: Any, drawn: Tensor) -> Any:
-    """The batch with targets drawn in its own targets' shape; drawn numbers keep the outputs' precision."""
-    return with_target(batch, drawn.reshape(target_of(batch).shape))

@@ -1,4 +1,4 @@
-"""Random numbers from which targets are drawn: each belongs to an example and a place in it."""
+"""Random signs: each belongs to an example and a place in it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,29 @@ GOLDEN = -0x61C8864680B583EB
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers that belong to an example: the same in whatever batch, and with whatever padding, it is met.
+    """Random signs that belong to an example: the same in whatever batch, and with whatever padding, it is met.
 
-    u[i, j] = hash(seed, first + i, j) in (0, 1)
+    s[i, j] = ±1 by bit j of hash(seed, first + i, ·)
 
-    >>> whole, part = (Draws(0, first).uniform(torch.empty(n, 2)) for first, n in ((0, 5), (3, 2)))
+    >>> whole, part = (Draws(0, first).signs(torch.empty(n, 2)) for first, n in ((0, 5), (3, 2)))
     >>> torch.equal(whole[3:], part)
     True
 
     Args:
-        seed: of all numbers.
+        seed: of all signs.
         first: the place of the batch's first example among all.
     """
 
     seed: int
     first: int = 0
 
-    def uniform(self, like: Tensor) -> Tensor:
-        """Numbers of a tensor's shape (b, …) and precision."""
-        b = len(like)
+    def signs(self, like: Tensor) -> Tensor:
+        """Of a tensor's shape (b, …) and precision."""
+        b, count = len(like), like.shape[1:].numel()
         own = mixed(torch.arange(self.first, self.first + b, device=like.device) + mixed(self.seed))
-        within = torch.arange(like.shape[1:].numel(), device=like.device)
-        bits = 53 if like.dtype == torch.float64 else 24
-        kept = (mixed(own[:, None] + within) >> (64 - bits)) & ((1 << bits) - 1)
-        half = torch.finfo(like.dtype).eps / 4
-        return (kept.to(like.dtype) / 2**bits).clamp(half, 1 - 2 * half).view(like.shape)
+        words = mixed(own[:, None] + torch.arange(-(-count // 64), device=like.device))
+        bits = words.view(torch.uint8)[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=like.device)
+        return _signs(bits.flatten(1)[:, :count] & 1, like)
 
 
 def mixed(x: Any) -> Tensor:
@@ -51,21 +49,12 @@ def mixed(x: Any) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def uniform(like: Tensor, generator: Generator) -> Tensor:
-    """Numbers in (0, 1) of a tensor's shape and precision."""
+def signs(like: Tensor, generator: Generator) -> Tensor:
+    """±1 with equal chances, of a tensor's shape and precision."""
     if isinstance(generator, Draws):
-        return generator.uniform(like)
-    half = torch.finfo(like.dtype).eps / 4
-    made = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    return made.clamp(half, 1 - 2 * half)
+        return generator.signs(like)
+    return _signs(torch.randint(2, like.shape, generator=generator, device=like.device), like)
 
 
-def poisson_quantile(rate: Tensor, u: Tensor) -> Tensor:
-    """The smallest count k with P(count ≤ k) ≥ u, by bisection; 0 where the rate is not finite."""
-    rate = torch.nan_to_num(rate, nan=0.0, posinf=0.0)
-    low, high = torch.full_like(rate, -1), (rate + 12 * rate.sqrt() + 20).ceil()
-    for _ in range(2 + int(high.max().log2())):
-        middle = ((low + high) / 2).floor()
-        enough = torch.special.gammaincc(middle + 1, rate) >= u
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-    return high
+def _signs(bits: Tensor, like: Tensor) -> Tensor:
+    return bits.to(like.dtype).mul_(2).sub_(1).view(like.shape)

@@ -6,8 +6,12 @@ A batch is what the model was trained on: a tuple whose last entry is the target
 A loss that is a negative log-likelihood also knows the Hessian H of its loss in the model's output, which is what
 curvature needs of it, in two forms. J is the output's derivative in the parameters:
 
-    sample, likelihood   E over drawn targets of ∇likelihood ∇likelihoodᵀ = Jᵀ H J   (one backward pass a draw)
-    terms                Σ weight · ∇term ∇termᵀ                          = Jᵀ H J   (exact, one backward pass a term)
+    signed   E over random signs s of ∇signed ∇signedᵀ = Jᵀ H J   (one backward pass)
+    terms    Σ weight · ∇term ∇termᵀ                   = Jᵀ H J   (exact, one backward pass a term)
+
+`signed` is f · L s for outputs f and a root L Lᵀ = H. Targets drawn from the model would do too, but vary far more: where the model
+is sure, another class is drawn seldom and then counts fully, while L s is small every time. Outputs with a loss each, such as one
+number or one probability, have a diagonal H: there (L s)² = H whatever the signs.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proponent.batches import call, redrawn, split, target_of, with_target
-from proponent.draws import Generator, poisson_quantile, uniform
+from proponent.batches import call, split, target_of
+from proponent.draws import Generator, signs
 from proponent.errors import InputError, UnsupportedModel, did_you_mean
 
 MOST_TERMS = 128
@@ -37,8 +41,7 @@ class Loss(Protocol):
 
     What more a loss can do, it says by having the method:
 
-        sample(output, batch, generator)   the batch with targets drawn from the model
-        likelihood(output, batch)          (b,) losses at drawn targets whose gradients' second moment is Jᵀ H J
+        signed(output, batch, generator)   (b,) random sums of the outputs whose gradients' second moment is Jᵀ H J
         terms(output, batch)               pairs (weight (b,), term (b,)) with Σ weight · ∇term ∇termᵀ = Jᵀ H J
         measure(what, output, batch)       (b,) log_probability, probability, margin, logit or entropy
     """
@@ -59,7 +62,7 @@ class _Softmax(_Called):
     """−log p(target) under a softmax over classes, at one or more positions of an example.
 
     Subclasses say where the classes and the targets are. H = diag(p) − ppᵀ whatever the target, hence also under label
-    smoothing; a mean over t positions divides it by t, so at drawn targets the sum is divided by √t.
+    smoothing; a mean over t positions divides it by t, so the root by √t.
     """
 
     ignore_index: int = -100
@@ -75,33 +78,21 @@ class _Softmax(_Called):
 
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
         logits, target = self.positions(output, batch)
-        return self._losses(logits, target, self.label_smoothing).sum(1) / self.share(target).to(logits.dtype)
-
-    def _losses(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         flat = F.cross_entropy(
             logits.flatten(0, 1),
             target.flatten(),
             ignore_index=self.ignore_index,
-            label_smoothing=smoothing,
+            label_smoothing=self.label_smoothing,
             reduction="none",
         )
-        return flat.view(target.shape)
+        return flat.view(target.shape).sum(1) / self.share(target).to(logits.dtype)
 
-    def draw(self, logits: Tensor, target: Tensor, generator: Generator) -> Tensor:
-        """(b, T) classes from the model's predictions; ignored positions stay ignored."""
-        up_to = torch.nan_to_num(logits.detach().softmax(-1), nan=1.0).cumsum(-1)
-        u = uniform(up_to[:, :, :1], generator) * up_to[:, :, -1:]
-        drawn = torch.searchsorted(up_to, u).squeeze(-1)  # 0 < u: never a class without probability
-        return torch.where(target == self.ignore_index, target, drawn)
-
-    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
-        """The batch with targets drawn from the model's own predictions, where it has targets."""
-        drawn = self.draw(*self.positions(output, batch), generator)
-        return with_target(batch, drawn.view(target_of(batch).shape))
-
-    def likelihood(self, output: Tensor, batch: Any) -> Tensor:
+    def signed(self, output: Tensor, batch: Any, generator: Generator) -> Tensor:
         logits, target = self.positions(output, batch)
-        return self._losses(logits, target, 0.0).sum(1) / self.share(target).to(logits.dtype).sqrt()
+        p = logits.detach().softmax(-1)
+        root = root_of_softmax(p, signs(p, generator)) * (target != self.ignore_index)[:, :, None]
+        possible = logits.masked_fill(root == 0, 0.0)  # a class that is ruled out has the logit −∞
+        return (root * possible).sum((1, 2)) / self.share(target).to(logits.dtype).sqrt()
 
     def terms(self, output: Tensor, batch: Any) -> Terms:
         """p_c and −log p_c of every class, at every position."""
@@ -139,8 +130,7 @@ def _measured(what: str, logits: Tensor, own: Tensor) -> Tensor:
 class CrossEntropy(_Softmax):
     """−log p(target) of a softmax over classes, summed over the positions of an example.
 
-    The classes are the last dimension of the model's output. Label smoothing moves the loss's minimum, not its Hessian:
-    curvature comes from drawn targets without it, whose gradients p − e_y have mean zero.
+    The classes are the last dimension of the model's output. Label smoothing moves the loss's minimum, not its Hessian.
 
     >>> output, target = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([1, -100])
     >>> CrossEntropy().per_example(output, (None, target))
@@ -198,11 +188,6 @@ class CausalLM(_Softmax):
     def positions(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         return classes(output[:, :-1], self._tokens(batch)[:, 1:], self.ignore_index)
 
-    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
-        """Each token drawn given the true ones before it."""
-        drawn = self.draw(*self.positions(output, batch), generator)
-        return with_target(batch, torch.cat([self._tokens(batch)[:, :1], drawn], dim=1))
-
     def _tokens(self, batch: Any) -> Tensor:
         target = split(batch)[2]
         if target is not None or not isinstance(batch, Mapping) or "input_ids" not in batch:
@@ -240,21 +225,15 @@ class Contrastive(_Softmax):
         return torch.einsum("bd,bkd->bk", z[:, 0], z[:, 1:]) / self.temperature
 
     def positions(self, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-        drawn = batch.get("labels") if isinstance(batch, Mapping) else batch[3] if len(batch) > 3 else None
         first = torch.zeros(len(output), dtype=torch.long, device=output.device)
-        return classes(output, first if drawn is None else drawn, self.ignore_index)
-
-    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
-        """Which candidate is the positive, drawn: a fourth entry of the batch, or its "labels"."""
-        drawn = self.draw(*self.positions(output, batch), generator).flatten()
-        return {**batch, "labels": drawn} if isinstance(batch, Mapping) else (*batch[:3], drawn)
+        return classes(output, first, self.ignore_index)
 
 
 @dataclass(frozen=True)
 class Triplet:
     """Σ_j max(0, ‖a − p‖ − ‖a − n_j‖ + margin) over an example's own negatives.
 
-    A batch as for `Contrastive`. The loss is piecewise linear in the distances, so it draws no targets.
+    A batch as for `Contrastive`. The loss is piecewise linear in the distances, so it has no curvature of its own.
 
     Args:
         margin: by how much a negative should be further away.
@@ -273,24 +252,37 @@ class Triplet:
         return (output[:, :1] - output[:, 1:] + self.margin).relu().sum(1)
 
 
+class _Separate(_Called):
+    """Sums over an example's outputs of a loss of each: H is diagonal.
+
+    Subclasses give its diagonal (b, O) at the outputs.
+    """
+
+    def second(self, f: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def signed(self, output: Tensor, batch: Any, generator: Generator) -> Tensor:
+        f = rows(output)
+        return (signs(f, generator) * self.second(f.detach()).sqrt() * f).sum(1)
+
+    def terms(self, output: Tensor, batch: Any) -> Terms:
+        f = rows(output)
+        few_terms(f.shape[1])
+        second = self.second(f.detach())
+        return ((second[:, k], f[:, k]) for k in range(f.shape[1]))
+
+
 @dataclass(frozen=True)
-class BinaryCrossEntropy(_Called):
+class BinaryCrossEntropy(_Separate):
     """−log p(target) of independent sigmoids with targets in [0, 1], summed over an example's outputs."""
 
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
         output, target = self._pair(output, batch)
         return F.binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
 
-    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
-        p = rows(output.detach()).sigmoid()
-        return redrawn(batch, (uniform(p, generator) < p).to(p.dtype))
-
-    def terms(self, output: Tensor, batch: Any) -> Terms:
-        """p(1 − p) and f of every output."""
-        f = rows(output)
-        few_terms(f.shape[1])
-        p = f.detach().sigmoid()
-        return ((p[:, k] * (1 - p[:, k]), f[:, k]) for k in range(f.shape[1]))
+    def second(self, f: Tensor) -> Tensor:
+        p = f.sigmoid()
+        return p * (1 - p)
 
     def measure(self, what: str, output: Tensor, batch: Any) -> Tensor:
         if what == "log_probability":
@@ -321,28 +313,19 @@ class BinaryCrossEntropy(_Called):
 
 
 @dataclass(frozen=True)
-class SquaredError(_Called):
+class SquaredError(_Separate):
     """‖output − target‖², the sum over an example's outputs."""
 
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
         f, target = same_rows(output, batch)
         return (f - target).square().sum(1)
 
-    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
-        """Gaussian targets whose negative log-likelihood is (f − y)²: variance 1/2."""
-        mean = rows(output.detach())
-        return redrawn(batch, mean + (2 * uniform(mean, generator) - 1).erfinv())
-
-    def terms(self, output: Tensor, batch: Any) -> Terms:
-        """2 and f of every output."""
-        f = rows(output)
-        few_terms(f.shape[1])
-        two = f.new_full((len(f),), 2.0)
-        return ((two, f[:, k]) for k in range(f.shape[1]))
+    def second(self, f: Tensor) -> Tensor:
+        return torch.full_like(f, 2.0)
 
 
 @dataclass(frozen=True)
-class Poisson(_Called):
+class Poisson(_Separate):
     """exp(f) − y f of counts y with log-rate f, summed over an example's outputs."""
 
     def per_example(self, output: Tensor, batch: Any) -> Tensor:
@@ -353,16 +336,8 @@ class Poisson(_Called):
             )
         return F.poisson_nll_loss(f, target, log_input=True, reduction="none").sum(1)
 
-    def sample(self, output: Tensor, batch: Any, generator: Generator) -> Any:
-        rate = rows(output.detach()).exp()
-        return redrawn(batch, poisson_quantile(rate, uniform(rate, generator)))
-
-    def terms(self, output: Tensor, batch: Any) -> Terms:
-        """exp(f) and f of every output."""
-        f = rows(output)
-        few_terms(f.shape[1])
-        rate = f.detach().exp()
-        return ((rate[:, k], f[:, k]) for k in range(f.shape[1]))
+    def second(self, f: Tensor) -> Tensor:
+        return f.exp()
 
 
 LOSSES: dict[str, Callable[[], Any]] = {
@@ -465,13 +440,30 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def root_of_softmax(p: Tensor, s: Tensor) -> Tensor:
+    """L s of signs s, with L Lᵀ = diag(p) − ppᵀ over the last dimension.
+
+    With q_j = Σ_{i ≥ j} p_i, the Cholesky factor is L_jj = √(p_j q_{j+1} / q_j) and L_ij = −p_i √(p_j / (q_j q_{j+1})) below
+    it: each class against all later ones. Of the roots without an eigendecomposition it varies least under random signs.
+
+    >>> root_of_softmax(torch.tensor([0.5, 0.5]), torch.tensor([1.0, -1.0]))
+    tensor([ 0.5000, -0.5000])
+    """
+    down = p.flip(-1).cumsum(-1).flip(-1)
+    after = F.pad(down[..., 1:], (0, 1))
+    some = after >= torch.finfo(p.dtype).tiny
+    own = torch.where(some, s * (p / down).sqrt(), 0.0)
+    over = torch.where(some, own / after.sqrt(), 0.0)
+    return own * after.sqrt() - p * (over.cumsum(-1) - over)
+
+
 def few_terms(count: int) -> None:
-    """Refuse to sum so many terms that drawing targets is cheaper."""
+    """Refuse to sum so many terms that a random sum is as good."""
     if count > MOST_TERMS:
         raise UnsupportedModel(
             f"an output Hessian of {count:,} terms for each example, each of which is a backward pass",
             f"at most {MOST_TERMS}",
-            "draw targets from the model instead",
+            "take fisher='sampled' instead",
         )
 
 

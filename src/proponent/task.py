@@ -167,24 +167,24 @@ class Task:
         output = self._loss.output(net, batch)
         return _per_example(_measure(self.measurement, self._loss, output, batch), batch, "measurement")
 
-    def sampled_losses(self, batch: Any, generator: Generator) -> Tensor:
-        """(b,) losses at targets drawn from the model: their gradients' second moment is the true Fisher.
+    def signed_outputs(self, batch: Any, generator: Generator) -> Tensor:
+        """(b,) sums of the outputs with random weights: their gradients' second moment is the true Fisher, as targets' drawn
+        from the model is, with less noise.
 
-        That is the generalised Gauss-Newton matrix of `losses`: label smoothing is left out, and the mean over t tokens is
-        the sum over √t, because only so do drawn targets' gradients have its Hessian's moments.
+        That is the generalised Gauss-Newton matrix of `losses`, in which label smoothing has no part.
 
         Args:
             batch: b examples.
-            generator: a torch.Generator, or `draws.Draws`, with which no draw depends on the rest of the batch.
+            generator: a torch.Generator, or `draws.Draws`, with which no sign depends on the rest of the batch.
         """
         own = self._loss
-        if not hasattr(own, "sample"):
+        if not hasattr(own, "signed"):
             raise UnsupportedModel(
-                "a loss that cannot draw targets", "a named loss", "use fisher='empirical', or give the loss a `sample`"
+                "a loss that does not know its Hessian in the model's output",
+                "a named loss",
+                "use fisher='empirical', or give the loss a `signed`",
             )
-        output = own.output(self.net, batch)
-        at_drawn = getattr(own, "likelihood", own.per_example)
-        return _per_example(at_drawn(output, own.sample(output, batch, generator)), batch, "loss")
+        return _per_example(own.signed(own.output(self.net, batch), batch, generator), batch, "signed outputs")
 
     def expected_losses(self, batch: Any) -> Terms:
         """Pairs of weights (b,) and losses (b,) with Σ weight · ∇loss ∇lossᵀ = the true Fisher of `losses`, exactly.
@@ -193,7 +193,7 @@ class Task:
         they are p_c and −log p_c of each class.
 
         Raises:
-            UnsupportedModel: the loss does not know its Hessian, or it has so many terms that drawing is cheaper.
+            UnsupportedModel: the loss does not know its Hessian, or it has so many terms that a random sum is as good.
         """
         own = self._loss
         if not hasattr(own, "terms"):

@@ -42,11 +42,11 @@ class Kind:
     """How a Fisher matrix is fitted.
 
     Args:
-        fisher: "sampled" takes the gradients at one target drawn from the model for each example (the true Fisher, which
-            is the Gauss-Newton matrix of the usual losses), "exact" their expectation over all classes, "empirical" those
-            at the targets as they are, which is another matrix.
+        fisher: "sampled" takes one gradient of each example, of a sum of its outputs with random signs: the true Fisher on
+            average, which is the Gauss-Newton matrix of the usual losses. "exact" takes one for each class, "empirical" the
+            one at the target as it is, which is another matrix.
         examples: how many training examples it is fitted to, spread evenly over them; all by default.
-        seed: of the drawn targets.
+        seed: of the random signs.
         positions: where every layer has several positions an example (tokens, pixels), how many of them for each of a
             layer's inputs or outputs are enough to fit to, and so how many examples, spread evenly; never fewer than 400.
             None takes all. The standard error that this leaves is kept with the result as `curvature_error`.
@@ -261,7 +261,7 @@ def _each(kind: Kind, task: Task, start: int, made: Callable[[Callable[[Any], Te
         yield made(task.losses)
     elif kind.fisher == "sampled":
         draws = Draws(kind.seed, start)
-        yield made(lambda b: task.sampled_losses(b, draws))
+        yield made(lambda b: task.signed_outputs(b, draws))
     else:
         for k in itertools.count():
             try:

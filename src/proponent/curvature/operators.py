@@ -37,7 +37,7 @@ class Operator(Protocol):
         ...
 
     def times_of(self, vectors: Tensor, batch: Any, start: int) -> Tensor:
-        """As `times`, from the examples of one batch; `start` numbers their drawn targets."""
+        """As `times`, from the examples of one batch; `start` numbers their random signs."""
         ...
 
 
@@ -79,7 +79,7 @@ class Moment(MeanOverExamples):
         capture: how gradients are taken.
         rows: training examples.
         kind: whose `fisher` says which gradients: "exact" those of every term of the loss's output Hessian, which makes the
-            Gauss-Newton matrix; "sampled" one at a drawn target; "empirical" the one at the target as it is.
+            Gauss-Newton matrix; "sampled" one of a random sum of its outputs; "empirical" the one at the target as it is.
         batch: examples captured at once.
         per_layer: the blocks on the diagonal only.
     """

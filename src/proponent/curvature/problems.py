@@ -122,7 +122,7 @@ class Problem:
     @cached_property
     def spectrum(self) -> Spectrum:
         """EK-FAC of the same model, as a preconditioner."""
-        kind = EKFAC(fisher="sampled" if hasattr(self.capture.task._loss, "sample") else "empirical")
+        kind = EKFAC(fisher="sampled" if hasattr(self.capture.task._loss, "signed") else "empirical")
         sums, _ = covariances(kind, self.capture, self.rows, self.batch)
         return eigenvalues(kind, self.capture, self.rows, self.batch, decomposed(kind, sums))[0]
 
@@ -225,12 +225,12 @@ class Hessian:
 
 @dataclass(frozen=True)
 class Fisher:
-    """The true Fisher matrix from one target drawn from the model for each example: a cheap estimate of the Gauss-Newton matrix.
+    """The true Fisher matrix from one random sum of each example's outputs: a cheap estimate of the Gauss-Newton matrix.
 
-    F = (1/n) Σ_i g_i g_iᵀ,  g_i: the gradient at the drawn target
+    F = (1/n) Σ_i g_i g_iᵀ,  g_i = ∇(f_i · L_i s_i): L_i L_iᵀ is the loss's Hessian in the outputs f_i, and s_i are random signs
 
     Args:
-        seed: of the drawn targets.
+        seed: of the signs.
         per_layer: the blocks on the diagonal only.
     """
 
