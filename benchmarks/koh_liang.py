@@ -19,7 +19,6 @@ cnn        Their all-convolutional network with tanh (2,616 parameters) and thei
            (.02/2) ‖θ − where it stopped‖²: the Hessian there has eigenvalues down to −.009, so there is no minimum without.
            What that measures is the error of linearising, not what the rest of the training would have done. Not among the parts
            by default: from scratch it takes half an hour on two cores.
-cnn-minimum  The same at a minimum, with nothing taken off or added; getting there takes longer.
 
 Published: Pearson's r in the paper, or printed in the notebooks that come with it; in brackets where refits were made otherwise.
 Source: Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017.
@@ -33,7 +32,6 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,13 +42,13 @@ from torch import nn
 import proponent as pp
 from data import root
 from gradient_cases import cache
-from koh_liang_cnn import Experiment, Objective, approached, minimum, network, stopped, their_small_rows
+from koh_liang_cnn import Experiment, Objective, approached, network, stopped, their_small_rows
 from koh_liang_refits import Hinge, Softmax
 from proponent.curvature.solvers import lissa
 from proponent.errors import ProponentWarning
 from scatter import scatter
 
-DECAY, TOP, QUERIES = 0.01, {"logistic": 500, "hinge": 100, "cnn": 50, "cnn-minimum": 50}, 8
+DECAY, TOP, QUERIES = 0.01, {"logistic": 500, "hinge": 100, "cnn": 50}, 8
 HOLD = 0.02
 
 
@@ -234,26 +232,16 @@ def hinge(count: int, top: int) -> list[Compared]:
 
 
 def cnn(_: int, top: int) -> list[Compared]:
-    objective, near = approached_network()
-    return compare(Experiment.of("approached", objective, near, HOLD, QUERIES), top)
-
-
-def cnn_at_minimum(_: int, top: int) -> list[Compared]:
-    objective, near = approached_network()
-    return compare(Experiment.of("minimum", objective, minimum(objective, near["theta"]), 0.0, QUERIES), top)
-
-
-def approached_network() -> tuple[Objective, dict[str, Any]]:
     objective = Objective(network(), *their_small_rows())
     theta, seconds = stopped(objective)
     print(f"cnn: Adam {seconds:.0f} s, {objective.says(theta)}")
-    return objective, approached(objective, theta)
+    return compare(Experiment.of(objective, approached(objective, theta), HOLD, QUERIES), top)
 
 
 def compare(run: Experiment, top: int) -> list[Compared]:
     """Rows are the strongest of the first query; a further query is judged by those that are among its own strongest."""
     hold = run.held.hold
-    made = {f"Hessian written out, damping {d:g}": (run.written_out(d), "") for d in dict.fromkeys((hold, 0.01, 0.02))}
+    made = {f"Hessian written out, damping {d:g}": (run.written_out(d), "") for d in dict.fromkeys((hold, 0.01))}
     ordered = [strongest(score, top) for score in run.written_out(hold)]
     actual, at = run.changes(ordered[0].tolist()), {row: k for k, row in enumerate(ordered[0].tolist())}
     ways = (
@@ -261,18 +249,17 @@ def compare(run: Experiment, top: int) -> list[Compared]:
         ("LiSSA, Hessian", pp.Hessian(), pp.LiSSA(depth=1000, batch=64), 1),
         ("conjugate gradients, Hessian", pp.Hessian(), pp.CG(1e-2, 40, "ekfac"), 1),
     )
-    exact = run.written_out(hold or 0.01)[0]
+    exact = run.written_out(hold)[0]
     for how, curvature, solver, queries in ways:
-        score, said = run.by_package(curvature, solver, hold or 0.01, queries)
+        score, said = run.by_package(curvature, solver, hold, queries)
         said = f"r with the Hessian written out {np.corrcoef(score[0], exact)[0, 1]:.4f}, {said}"
-        made[f"{how}, damping {hold or 0.01:g}"] = score, said
+        made[f"{how}, damping {hold:g}"] = score, said
         print(f"  {how}: {said}", flush=True)
     found = []
     for how, (score, said) in made.items():
         shared = [[row for row in rows.tolist() if row in at] for rows in ordered[: len(score)]]
         each = [
-            Compared(f"cnn-{run.name}", how, score[q][own], actual[q][[at[row] for row in own]])
-            for q, own in enumerate(shared)
+            Compared("cnn", how, score[q][own], actual[q][[at[row] for row in own]]) for q, own in enumerate(shared)
         ]
         rs, fewest = [c.r for c in each], min(map(len, shared))
         over = (
@@ -281,11 +268,11 @@ def compare(run: Experiment, top: int) -> list[Compared]:
             else ""
         )
         note = f"query {run.numbers[0]}, top {top}{over}{'; ' if said else ''}{said}"
-        found.append(Compared(f"cnn-{run.name}", how, each[0].predicted, each[0].actual, "(.86)", note))
+        found.append(Compared("cnn", how, each[0].predicted, each[0].actual, "(.86)", note))
     return found
 
 
-PARTS = {"logistic": logistic, "hinge": hinge, "cnn": cnn, "cnn-minimum": cnn_at_minimum}
+PARTS = {"logistic": logistic, "hinge": hinge, "cnn": cnn}
 
 
 def main() -> None:

@@ -201,45 +201,16 @@ def adam(objective: Objective, state: dict, rate: float) -> dict:
 
 def approached(objective: Objective, theta: Tensor) -> dict:
     """The weights after 400 quasi-Newton steps that begin from the Gauss-Newton matrix, found anew every 100 steps."""
-    state = recall("approached", {"theta": theta, "size": np.inf, "steps": 0, "seconds": 0.0, "pairs": []})
+    state = recall("approached", {"theta": theta, "steps": 0, "seconds": 0.0, "pairs": []})
     while state["steps"] < APPROACH:
         begun = time.perf_counter()
         inverse = inverse_of(objective.gauss_newton(state["theta"]), SHIFT)
-        state = further(objective, state, inverse, 100, "approached", begun)
-    return state
-
-
-def minimum(objective: Objective, theta: Tensor, tolerance: float = 1e-8) -> dict:
-    """The minimum near given weights: quasi-Newton steps that begin from the Hessian, found anew after 200 steps."""
-    state = recall("minimum", {"theta": theta, "size": np.inf, "steps": 0, "seconds": 0.0, "pairs": [], "turn": 0})
-    while state["size"] > tolerance:
-        begun, turn = time.perf_counter(), state["steps"] // 200
-        centre = recall(f"centre-{turn}", {"theta": state["theta"]})["theta"]
-        keep(f"centre-{turn}", {"theta": centre})
-        inverse = inverse_of(hessian(objective, centre, f"centre-{turn}"), 0.0)
-        if turn != state["turn"]:
-            state |= {"pairs": [], "turn": turn}
-        while state["size"] > tolerance and state["steps"] // 200 == turn:
-            state = further(objective, state, inverse, 20, "minimum", begun, tolerance)
-            begun = time.perf_counter()
-    return state
-
-
-def further(
-    objective: Objective,
-    state: dict,
-    inverse: Callable[[Tensor], Tensor],
-    steps: int,
-    name: str,
-    begun: float,
-    tolerance: float = 0.0,
-) -> dict:
-    """Some steps from where the training is, kept under a name."""
-    found = descend(objective.slope, state["theta"], inverse, tolerance, steps, state["pairs"])
-    state |= {"theta": found.theta, "pairs": found.pairs, "steps": state["steps"] + found.steps}
-    state |= {"size": float(found.slope.norm()), "seconds": state["seconds"] + time.perf_counter() - begun}
-    keep(name, state)
-    print(f"  {state['steps']} steps: objective {found.value:.9f}, gradient {state['size']:.2e}", flush=True)
+        found = descend(objective.slope, state["theta"], inverse, 0.0, 100, state["pairs"])
+        state |= {"theta": found.theta, "pairs": found.pairs, "steps": state["steps"] + found.steps}
+        state["seconds"] += time.perf_counter() - begun
+        keep("approached", state)
+        size = float(found.slope.norm())
+        print(f"  {state['steps']} steps: objective {found.value:.9f}, gradient {size:.2e}", flush=True)
     return state
 
 
@@ -310,10 +281,10 @@ def inverse_of(curvature: Tensor, shift: float) -> Callable[[Tensor], Tensor]:
     return lambda g: (vectors @ ((vectors.T @ g.reshape(size, -1)) / held)).view_as(g)
 
 
-def hessian(objective: Objective, theta: Tensor, name: str) -> Tensor:
+def hessian(objective: Objective, theta: Tensor) -> Tensor:
     """With the penalty; its products in float32, which leave some 1e-6 of the largest eigenvalue uncertain."""
     size = len(theta)
-    state = recall(f"hessian-{name}", {"made": torch.zeros(size, size, dtype=torch.float64), "rows": 0})
+    state = recall("hessian", {"made": torch.zeros(size, size, dtype=torch.float64), "rows": 0})
     net = network().float()
     nn.utils.vector_to_parameters(theta.float(), net.parameters())
     while state["rows"] < len(objective.x):
@@ -321,21 +292,21 @@ def hessian(objective: Objective, theta: Tensor, name: str) -> Tensor:
         add_hessian(state["made"], net, objective.x[part].float(), objective.y[part], 1 / len(objective.x))
         state["rows"] += 20
         if state["rows"] % 1000 == 0 or state["rows"] >= len(objective.x):
-            keep(f"hessian-{name}", state)
+            keep("hessian", state)
     return (state["made"] + state["made"].T) / 2 + DECAY * torch.eye(size, dtype=torch.float64)
 
 
 # What influence predicts, and what happens
 
 
-def without_each(held: Held, curvature: Tensor, rows: Sequence[int], name: str) -> dict[int, Tensor]:
+def without_each(held: Held, curvature: Tensor, rows: Sequence[int]) -> dict[int, Tensor]:
     """Weights at the minimum of the objective without each row, near those of all rows."""
-    inverse, found, begun = inverse_of(curvature, held.hold), recall(f"without-{name}", {}), time.perf_counter()
+    inverse, found, begun = inverse_of(curvature, held.hold), recall("without", {}), time.perf_counter()
     missing = [row for row in rows if row not in found]
     for row in missing:
         made = descend(lambda t, row=row: held.slope(t, row), held.at, inverse, REFITTED, 60)
         found[row] = {"theta": made.theta, "size": float(made.slope.norm()), "steps": made.steps}
-        keep(f"without-{name}", found)
+        keep("without", found)
     steps, sizes = zip(*((found[row]["steps"], found[row]["size"]) for row in rows), strict=True)
     print(
         f"  {len(rows)} refits, {len(missing)} of them now, in {time.perf_counter() - begun:.0f} s; "
@@ -372,23 +343,21 @@ class Experiment:
     """A trained network, queries, and what happens to their losses without single rows.
 
     Args:
-        name: "approached" or "minimum".
         curvature: the Hessian, with the penalty.
         numbers: of the queries among the test images.
     """
 
-    name: str
     held: Held
     curvature: Tensor
     query: tuple[Tensor, Tensor]
     numbers: Sequence[int]
 
     @classmethod
-    def of(cls, name: str, objective: Objective, state: dict, hold: float, queries: int) -> Experiment:
+    def of(cls, objective: Objective, state: dict, hold: float, queries: int) -> Experiment:
         """Of theirs and of the first misclassified test images."""
         theta = state["theta"]
-        print(f"  {name}: {state['steps']} steps, {state['seconds']:.0f} s, {objective.says(theta)}")
-        curvature = hessian(objective, theta, name)
+        print(f"  {state['steps']} steps, {state['seconds']:.0f} s, {objective.says(theta)}")
+        curvature = hessian(objective, theta)
         values = torch.linalg.eigvalsh(curvature)
         print(f"  eigenvalues {float(values[0]):.2e} to {float(values[-1]):.4g}, {int((values < 0).sum())} negative")
         probe = torch.randn(len(theta), generator=torch.Generator().manual_seed(SEED), dtype=theta.dtype)
@@ -400,11 +369,11 @@ class Experiment:
         with torch.no_grad():
             wrong = torch.cat([objective.logits(theta, part).argmax(1) for part in images(x).split(BATCH)]) != y
         numbers = [THEIR_QUERY, *(q for q in torch.nonzero(wrong)[:, 0].tolist() if q != THEIR_QUERY)][:queries]
-        return cls(name, Held.of(objective, theta, hold), curvature, (images(x[numbers]), y[numbers]), numbers)
+        return cls(Held.of(objective, theta, hold), curvature, (images(x[numbers]), y[numbers]), numbers)
 
     def changes(self, rows: Sequence[int]) -> np.ndarray:
         """(q, rows) of the queries' losses when a row is left out."""
-        found, objective = without_each(self.held, self.curvature, rows, self.name), self.held.objective
+        found, objective = without_each(self.held, self.curvature, rows), self.held.objective
         with torch.no_grad():
             now = objective.losses(self.held.at, *self.query)
             return torch.stack([objective.losses(found[row], *self.query) - now for row in rows], 1).numpy()

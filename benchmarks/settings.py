@@ -3,7 +3,7 @@
     PROPONENT_DATA=… python benchmarks/settings.py [--settings fashion-mlp …] [--parts tuning models truth check …] [--repeats 5]
 
     from settings import setting
-    fashion = setting("fashion-mlp")     # .train, .query, .recipe; .models(10), .half_models(10), .truth(), .tuning()
+    fashion = setting("fashion-mlp")     # .train, .query, .recipe; .models(10), .truth(), .tuning()
 
 "mnist-logistic", "mnist-mlp" (dattri, NeurIPS 2024): the first 5,000 training and 500 test images of MNIST, normalised by .1307
 and .3081, minus the loss. Logistic regression: SGD at .01, batch 32, 20 epochs. A perceptron 784-128-64-10 with dropout .1
@@ -52,8 +52,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[Array, Array]
 
 SUBSETS, TUNING, REMOVED, DECAY = 100, 50, 100, 0.01
-MODEL_SEEDS, TUNING_SEEDS, HALF_SEEDS = 10_000, 20_000, 30_000
-"""Where the seeds of full models, tuning halves and half models begin; those of the truth begin at 0."""
+MODEL_SEEDS, TUNING_SEEDS = 10_000, 20_000
+"""Where the seeds of full models and tuning halves begin; those of the truth begin at 0."""
 
 LEFT_OUT = ("sequential", "skipped", "reshuffled", "reshuffled-5")
 """How a row is removed. Sequential: batches are consecutive rows, in every epoch alike, as dattri's are. Skipped: the row has
@@ -120,10 +120,6 @@ class Setting:
         seeded = _seeded(_all(count), MODEL_SEEDS)
         at = [self._modules(f"full-{e}", seeded, replace(self.recipe, epochs=e)) for e in epochs[:-1]]
         return [list(run) for run in zip(*at, self.models(count), strict=True)]
-
-    def half_models(self, count: int = 10) -> list[nn.Module]:
-        """Models of random halves (that are in no ledger), in eval mode."""
-        return self._modules("half", _seeded(halves(count, seed=2), HALF_SEEDS))
 
     def left_out(self, how: str = "sequential") -> Ledger:
         """The full model, and 100 models of all rows but one; `how` is one of LEFT_OUT, or "optimum"."""
@@ -437,7 +433,6 @@ PARTS: dict[str, Callable[[Setting, int], Any]] = {
     "tuning": lambda of, repeats: of.tuning(),
     "models": lambda of, repeats: of.models(1 if of.noise_free else 10),
     "trajectories": lambda of, repeats: of.trajectories(10),
-    "half_models": lambda of, repeats: of.half_models(10),
     "truth": lambda of, repeats: of.truth(repeats),
     "left_out": lambda of, repeats: [of.left_out(how) for how in _left_out(of)],
     "check": lambda of, repeats: check(of),
