@@ -307,6 +307,12 @@ def test_the_root_of_a_softmax_is_one_whatever_the_probabilities():
         assert losses.root_of_softmax(torch.tensor(p), torch.ones(3)).isfinite().all()
 
 
+def test_the_root_of_many_classes_is_one_too():
+    p = torch.randn(losses.MANY + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(0)
+    root = losses.root_of_softmax(p.expand(len(p), -1), torch.eye(len(p), dtype=p.dtype)).T
+    assert torch.allclose(root @ root.T, p.diag() - p[:, None] * p, rtol=1e-12, atol=1e-15)
+
+
 def test_random_signs_vary_less_than_drawn_targets():
     p = torch.tensor([0.05, 0.9, 0.03, 0.02], dtype=torch.float64)
     want = p.diag() - p[:, None] * p
