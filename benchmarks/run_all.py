@@ -28,6 +28,7 @@ SCRIPTS = (
     "banks.py",
     "settings.py",
     "static_estimators.py",
+    "unrolled.py",
     "solvers.py",
     "trak_time.py",
 )
