@@ -59,7 +59,9 @@ def test_seconds_grow_with_the_training_set_and_are_those_of_the_run():
         return time.perf_counter() - start
 
     task, query = pp.Task(Slow()), data(4)
-    short, long = (pp.plan(task, data(n), query, ["graddot"], batch_size=10).of("graddot")["seconds"] for n in (100, 400))
+    short, long = (
+        pp.plan(task, data(n), query, ["graddot"], batch_size=10).of("graddot")["seconds"] for n in (100, 400)
+    )
     assert long - short > 0.28  # a millisecond for each of 300 more, and what their batches cost
     assert 1 / 1.5 < (long - short) / (took(400) - took(100)) < 1.5
     assert 1 / 2 < long / took(400) < 2
