@@ -47,11 +47,9 @@ def variances(case: Any) -> tuple[float, float]:
     """Of random signs, and of drawn targets; signs vary by (tr H)² + ‖H‖² − 2 Σ_j ‖column j of the root‖⁴."""
     task = pp.Task(case.make(), loss=case.loss)
     with torch.no_grad(), task.watching():
-        batch = (
-            tuple(t[:POSITIONS] for t in case.train) if case.train[1].ndim == 1 else tuple(t[:16] for t in case.train)
-        )
+        batch = tuple(t[: POSITIONS // case.train[1][0].numel()] for t in case.train)
         logits, _ = task._loss.positions(task._loss.output(task.net, batch), batch)
-        p = logits.flatten(0, 1)[:POSITIONS].double().softmax(1)
+        p = logits.flatten(0, 1).double().softmax(1)
     one = torch.eye(p.shape[1], dtype=p.dtype)
     columns = root_of_softmax(p[:, None].expand(-1, len(one), -1), one)
     h = torch.diag_embed(p) - p[:, :, None] * p[:, None]

@@ -288,6 +288,22 @@ def test_random_signs_give_the_gauss_newton_matrix_on_average(name, generator):
     assert float((g.T @ g / draws - want).norm() / want.norm()) < 0.15
 
 
+def test_contrastive_candidates_are_summed_and_signed():
+    torch.manual_seed(1)
+    encoder = nn.Linear(5, 2).double()
+    batch = contrastive_batch(b=1)
+    task = pp.Task(encoder, loss=losses.Contrastive(temperature=0.5))
+    pairs = list(task.expected_losses(batch))
+    assert math.isclose(sum(float(w) for w, _ in pairs), 1.0)
+    each = [
+        gradients(encoder, [lambda k=k: list(task.expected_losses(batch))[k][1].sum()])[0] for k in range(len(pairs))
+    ]
+    want = sum(float(w) * torch.outer(g, g) for (w, _), g in zip(pairs, each, strict=True))
+    signed = gradients(encoder, [lambda s=s: task.signed_outputs(batch, draws.Draws(s)).sum() for s in range(1000)])
+    got = torch.stack([torch.outer(g, g) for g in signed])
+    assert bool(((got.mean(0) - want).abs() <= 5 * got.std(0) / len(got) ** 0.5 + 1e-12).all())
+
+
 @pytest.mark.parametrize("name", ("binary_cross_entropy", "squared_error", "poisson"))
 def test_with_one_output_any_sign_gives_the_gauss_newton_matrix(name):
     torch.manual_seed(2)

@@ -447,8 +447,8 @@ def root_of_softmax(p: Tensor, s: Tensor) -> Tensor:
     """L s of signs s, with L Lᵀ = diag(p) − ppᵀ over the last dimension.
 
     With q_j = Σ_{i ≥ j} p_i, the Cholesky factor is L_jj = √(p_j q_{j+1} / q_j) and L_ij = −p_i √(p_j / (q_j q_{j+1})) below
-    it: each class against all later ones. Of the roots without an eigendecomposition it varies least under random signs. Among
-    many classes, such as tokens, it is hardly better than the columns √p_k (e_k − p), which take a third of its time.
+    it: each class against all later ones. Under random signs it varies little more than the root of the eigenvectors, which
+    varies least. Among many classes, such as tokens, the columns √p_k (e_k − p) are hardly worse and take a third of its time.
 
     >>> root_of_softmax(torch.tensor([0.5, 0.5]), torch.tensor([1.0, -1.0]))
     tensor([ 0.5000, -0.5000])

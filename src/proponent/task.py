@@ -168,8 +168,7 @@ class Task:
         return _per_example(_measure(self.measurement, self._loss, output, batch), batch, "measurement")
 
     def signed_outputs(self, batch: Any, generator: Generator) -> Tensor:
-        """(b,) sums of the outputs with random weights: their gradients' second moment is the true Fisher, as targets' drawn
-        from the model is, with less noise.
+        """(b,) sums of the outputs with random weights: their gradients' second moment is the true Fisher.
 
         That is the generalised Gauss-Newton matrix of `losses`, in which label smoothing has no part.
 
